@@ -1,0 +1,329 @@
+"""The ConvNeXt backbone.
+
+Papers: "A ConvNet for the 2020s", arXiv 2201.03545; "ConvNeXt V2", arXiv 2301.00808 (global response normalisation).
+Official code: github.com/facebookresearch/ConvNeXt and ConvNeXt-V2. The official V1 weights are under the MIT licence,
+the V2 weights under CC BY-NC 4.0. Parameter names are the official ones, so that official files fit as they are.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .errors import UserError
+from .weights import fit_state_dict, loading_errors
+
+# Blocks and channels of each stage: V1 paper section 3 and Table 12, V2 paper Table 15 (atto to nano, huge).
+ARCHS: dict[str, dict[str, tuple[int, ...]]] = {
+    'atto': dict(depths=(2, 2, 6, 2), channels=(40, 80, 160, 320)),
+    'femto': dict(depths=(2, 2, 6, 2), channels=(48, 96, 192, 384)),
+    'pico': dict(depths=(2, 2, 6, 2), channels=(64, 128, 256, 512)),
+    'nano': dict(depths=(2, 2, 8, 2), channels=(80, 160, 320, 640)),
+    'tiny': dict(depths=(3, 3, 9, 3), channels=(96, 192, 384, 768)),
+    'small': dict(depths=(3, 3, 27, 3), channels=(96, 192, 384, 768)),
+    'base': dict(depths=(3, 3, 27, 3), channels=(128, 256, 512, 1024)),
+    'large': dict(depths=(3, 3, 27, 3), channels=(192, 384, 768, 1536)),
+    'xlarge': dict(depths=(3, 3, 27, 3), channels=(256, 512, 1024, 2048)),
+    'huge': dict(depths=(3, 3, 27, 3), channels=(352, 704, 1408, 2816)),
+}
+NUM_STAGES = 4
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """LayerNorm over the channels of an NCHW-shaped tensor; free of copies where its memory is channels_last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x.permute(0, 2, 3, 1))  # (N, C, H, W) -> (N, H, W, C); statistics are fp32 in half too
+        return x.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
+
+
+class GRN(nn.Module):
+    """Global response normalisation of a (N, H, W, C) tensor (ConvNeXt V2, section 3.2, equations 1 to 3)."""
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(channels))
+        self.beta = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The sum of squares over a whole image overflows in half precision.
+        energy = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=torch.float32)
+        response = energy / (energy.mean(dim=-1, keepdim=True) + self.eps)
+        return torch.addcmul(self.beta, x, self.gamma * response.to(x.dtype)) + x
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, drops whole samples of a residual branch and scales up the kept ones."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        keep = 1 - self.rate
+        return x * x.new_empty(x.shape[0], *(1,) * (x.ndim - 1)).bernoulli_(keep).div_(keep)
+
+    def extra_repr(self) -> str:
+        return f'rate={self.rate:.3f}'
+
+
+class Block(nn.Module):
+    """One residual block (V1 paper, Figure 4): depthwise 7x7, LayerNorm, Linear, GELU, (GRN), Linear, layer scale."""
+
+    def __init__(self, channels: int, drop_path: float, layer_scale_init_value: float, use_grn: bool,
+                 eps: float) -> None:
+        super().__init__()
+        self.dwconv = nn.Conv2d(channels, channels, kernel_size=7, padding=3, groups=channels)
+        self.norm = nn.LayerNorm(channels, eps=eps)
+        self.pwconv1 = nn.Linear(channels, 4 * channels)
+        self.act = nn.GELU()
+        self.grn = GRN(4 * channels) if use_grn else nn.Identity()
+        self.pwconv2 = nn.Linear(4 * channels, channels)
+        self.gamma = nn.Parameter(torch.full((channels,), float(layer_scale_init_value))) \
+            if layer_scale_init_value > 0 else None
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) in channels_last memory -> the same."""
+        y = self.dwconv(x).permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C), a view in channels_last
+        y = self.pwconv2(self.grn(self.act(self.pwconv1(self.norm(y)))))
+        if self.gamma is not None:
+            y = y * self.gamma
+        return x + self.drop_path(y.permute(0, 3, 1, 2))  # (N, H, W, C) -> (N, C, H, W)
+
+
+def resolve_arch(arch: str | dict) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Blocks and channels of each stage, ``(depths, channels)``, of an arch name or a dict."""
+    if isinstance(arch, str):
+        if arch.lower() not in ARCHS:
+            raise UserError(f'ConvNeXt has no arch {arch!r}: use one of {", ".join(ARCHS)}, or a dict '
+                            "such as dict(depths=[3, 3, 9, 3], channels=[96, 192, 384, 768])")
+        arch = ARCHS[arch.lower()]
+    keys = set(arch)
+    if keys not in ({'depths', 'channels'}, {'depths', 'dims'}):
+        raise UserError(f'a ConvNeXt arch given as a dict needs the keys depths and channels (or dims), found '
+                        f'{sorted(keys)}')
+    depths, channels = tuple(arch['depths']), tuple(arch['channels'] if 'channels' in arch else arch['dims'])
+    for key, values in (('depths', depths), ('channels', channels)):
+        if len(values) != NUM_STAGES or not all(type(v) is int and v > 0 for v in values):
+            raise UserError(f'a ConvNeXt arch needs {NUM_STAGES} positive whole numbers in {key}, found {list(values)}')
+    return depths, channels
+
+
+def resolve_out_indices(out_indices: int | Sequence[int]) -> tuple[int, ...]:
+    """Stages to output, as ascending numbers from 0; negative ones count from the last stage."""
+    indices = [out_indices] if isinstance(out_indices, int) else list(out_indices)
+    resolved = [i + NUM_STAGES if type(i) is int and i < 0 else i for i in indices]
+    if not resolved or not all(type(i) is int and 0 <= i < NUM_STAGES for i in resolved) \
+            or any(a >= b for a, b in zip(resolved, resolved[1:])):
+        raise UserError(f'ConvNeXt cannot use out_indices={out_indices!r}: give one or more of the stages 0 to '
+                        f'{NUM_STAGES - 1} (or -{NUM_STAGES} to -1), each once and in ascending order')
+    return tuple(resolved)
+
+
+@MODELS.register_module()
+class ConvNeXt(BaseModule):
+    """ConvNeXt V1 and V2 as a backbone: features of up to four stages, each with a LayerNorm of its own.
+
+    The defaults are the official ones. Argument names of mmpretrain's ConvNeXt are accepted, so that in an existing
+    config only ``type='mmpretrain.ConvNeXt'`` has to become ``type='ConvNeXt'``.
+
+    Args:
+        arch: A name in :data:`ARCHS`, or a dict of ``depths`` and ``channels`` (or ``dims``), four numbers each.
+        in_channels: Channels of the input image.
+        out_indices: The stages to output, ascending; an int, a list or a tuple. Negative ones count from the last
+            stage. Stages behind the last output are not built, and only outputs have a norm (``norm0`` to ``norm3``).
+        drop_path_rate: Stochastic depth of the last block; grows linearly from 0 at the first block of the arch.
+        layer_scale_init_value: Initial value of the layer scale ``gamma``; 0 builds none. The detection and
+            segmentation recipes set 1.0.
+        use_grn: Global response normalisation as in ConvNeXt V2, which goes with ``layer_scale_init_value=0``.
+        frozen_stages: Freeze the first n stages, each with the downsampling before it (stage 1: the stem). 0 and -1
+            freeze nothing. Output norms are new to ImageNet weights and always train.
+        with_cp: Checkpoint each block: its activations are recomputed in the backward pass.
+        stem_patch_size: Kernel and stride of the stem.
+        norm_cfg: ``dict(type='LN2d', eps=...)`` as in mmpretrain; None is an eps of 1e-6.
+        act_cfg: ``dict(type='GELU')`` as in mmpretrain, or None, which is the same.
+        linear_pw_conv: As in mmpretrain; a Linear and a 1x1 convolution are the same function, ours is the Linear.
+        gap_before_final_norm: Must be False: a pooled vector is no feature map.
+        pretrained: A file or URL, short for ``init_cfg=dict(type='Pretrained', checkpoint=...)``.
+        init_cfg: mmengine's initialisation config. Without it: truncated normal of 0.02 for every convolution and
+            Linear, zero biases (official).
+
+    Attributes:
+        depths, channels: Of all four stages of the arch, also of those that are not built.
+        out_indices: The stages in the output, resolved to 0 to 3.
+
+    Raises:
+        UserError: An argument cannot be used, or weights do not fit.
+    """
+
+    def __init__(self,
+                 arch: str | dict = 'tiny',
+                 in_channels: int = 3,
+                 out_indices: int | Sequence[int] = (0, 1, 2, 3),
+                 drop_path_rate: float = 0.,
+                 layer_scale_init_value: float = 1e-6,
+                 use_grn: bool = False,
+                 frozen_stages: int = 0,
+                 with_cp: bool = False,
+                 stem_patch_size: int = 4,
+                 norm_cfg: dict | None = None,
+                 act_cfg: dict | None = None,
+                 linear_pw_conv: bool = True,
+                 gap_before_final_norm: bool = False,
+                 pretrained: str | None = None,
+                 init_cfg: dict | list[dict] | None = None) -> None:
+        if pretrained is not None:
+            if init_cfg is not None:
+                raise UserError('ConvNeXt was given both pretrained and init_cfg: give one of them')
+            init_cfg = dict(type='Pretrained', checkpoint=pretrained)
+        super().__init__(init_cfg)
+        self.depths, self.channels = resolve_arch(arch)
+        self.out_indices = resolve_out_indices(out_indices)
+        num_built = self.out_indices[-1] + 1
+        if not 0 <= drop_path_rate < 1:
+            raise UserError(f'ConvNeXt needs 0 <= drop_path_rate < 1, found {drop_path_rate}')
+        if layer_scale_init_value < 0:
+            raise UserError(f'ConvNeXt needs layer_scale_init_value >= 0 (0: none), found {layer_scale_init_value}')
+        if not -1 <= frozen_stages <= num_built:
+            raise UserError(f'ConvNeXt cannot freeze frozen_stages={frozen_stages}: with out_indices='
+                            f'{self.out_indices} it has {num_built} stages, use -1 to {num_built}')
+        if gap_before_final_norm:
+            raise UserError('gap_before_final_norm=True makes a pooled vector for classification, a dense predictor '
+                            'needs feature maps: set gap_before_final_norm=False or leave it out')
+        norm = dict(norm_cfg or dict(type='LN2d'))
+        eps = norm.pop('eps', 1e-6)
+        if norm not in (dict(type='LN2d'), dict(type='LN')):
+            raise UserError(f"ConvNeXt normalises by LayerNorm, found norm_cfg={norm_cfg}: use dict(type='LN2d', "
+                            'eps=1e-6) or leave it out')
+        if act_cfg not in (None, dict(type='GELU')):
+            raise UserError(f"ConvNeXt activates by GELU, found act_cfg={act_cfg}: use dict(type='GELU') or leave it "
+                            'out')
+        self.frozen_stages = frozen_stages
+        self.with_cp = with_cp
+        # Below this side, the last stage that is built would be empty.
+        self.min_size = stem_patch_size * 2**(num_built - 1)
+
+        self.downsample_layers = nn.ModuleList()
+        self.stages = nn.ModuleList()
+        rates = torch.linspace(0, drop_path_rate, sum(self.depths), device='cpu').tolist()
+        for i in range(num_built):
+            width, blocks = self.channels[i], self.depths[i]
+            if i == 0:
+                downsample = nn.Sequential(
+                    nn.Conv2d(in_channels, width, stem_patch_size, stem_patch_size), LayerNorm2d(width, eps=eps))
+            else:
+                downsample = nn.Sequential(
+                    LayerNorm2d(self.channels[i - 1], eps=eps), nn.Conv2d(self.channels[i - 1], width, 2, 2))
+            self.downsample_layers.append(downsample)
+            first = sum(self.depths[:i])
+            self.stages.append(nn.Sequential(*(
+                Block(width, rate, layer_scale_init_value, use_grn, eps) for rate in rates[first:first + blocks])))
+        for i in self.out_indices:
+            self.add_module(f'norm{i}', LayerNorm2d(self.channels[i], eps=eps))
+
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.trunc_normal_(module.weight, std=.02)
+                nn.init.zeros_(module.bias)
+        # Before any wrapper (DDP) counts the parameters to train.
+        self._freeze_stages()
+
+    @property
+    def num_layers(self) -> int:
+        """Layers that layer decay tells apart (official rule): 6 for tiny, 12 for small to xlarge."""
+        return 3 + math.ceil(self.depths[2] / 3)
+
+    def layer_id(self, name: str, decay_type: str) -> int:
+        """Layer of a parameter for layer-wise learning-rate decay (official detection and segmentation code).
+
+        Args:
+            name: Name of a parameter of this module, such as ``stages.2.4.pwconv1.weight``.
+            decay_type: ``'layer_wise'`` or ``'stage_wise'``.
+
+        Returns:
+            0 (stem) to ``num_layers + 1`` (full learning rate: the output norms, which are new).
+
+        Raises:
+            UserError: The rule does not know the name.
+        """
+        part, *rest = name.split('.')
+        if part == 'downsample_layers':
+            stage = int(rest[0])
+            if decay_type == 'stage_wise':
+                return 0
+            return (0, 2, 3, self.num_layers)[stage]
+        if part == 'stages':
+            stage, block = int(rest[0]), int(rest[1])
+            if decay_type == 'stage_wise':
+                return stage + 1
+            return (1, 2, 3 + block // 3, self.num_layers)[stage]
+        if part in {f'norm{i}' for i in self.out_indices}:
+            return self.num_layers + 1
+        raise UserError(f'layer decay does not know the ConvNeXt parameter {name!r}: modules added to ConvNeXt need a '
+                        'layer id of their own, override ConvNeXt.layer_id')
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Features of the stages in ``out_indices``.
+
+        Args:
+            x: (N, in_channels, H, W); H and W at least 32 where all four stages are built, odd sizes too.
+
+        Returns:
+            One contiguous tensor a stage: stage i has ``channels[i]`` and, floored, 1 / (4 * 2**i) of the size.
+
+        Raises:
+            UserError: The image is too small for the last stage.
+        """
+        if min(x.shape[-2:]) < self.min_size:
+            raise UserError(f'ConvNeXt got an image of {x.shape[-2]}x{x.shape[-1]}, it needs at least '
+                            f'{self.min_size}x{self.min_size}: enlarge the image in the pipeline (Resize) or pad it '
+                            '(pad_size_divisor of the data_preprocessor)')
+        x = x.contiguous(memory_format=torch.channels_last)
+        outputs = []
+        for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages)):
+            x = downsample(x)
+            for block in stage:
+                if self.with_cp and torch.is_grad_enabled():
+                    x = checkpoint(block, x, use_reentrant=False)
+                else:
+                    x = block(x)
+            if i in self.out_indices:
+                # mmcv's RoIAlign reads memory as NCHW and would take channels_last for garbage.
+                outputs.append(getattr(self, f'norm{i}')(x).contiguous())
+        return tuple(outputs)
+
+    def _freeze_stages(self) -> None:
+        for i in range(self.frozen_stages):
+            for module in (self.downsample_layers[i], self.stages[i]):
+                module.eval()  # no stochastic depth in frozen stages
+                module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> ConvNeXt:
+        super().train(mode)
+        self._freeze_stages()
+        return self
+
+    def init_weights(self) -> None:
+        """Load what ``init_cfg`` names; the official initialisation was done at construction.
+
+        Raises:
+            UserError: The file cannot be had or does not fit.
+        """
+        with loading_errors(self.init_cfg):
+            super().init_weights()
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        # Called by every way of loading: load_state_dict, init_cfg, a checkpoint of the model around this one.
+        own = {key[len(prefix):]: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
+        state_dict.update({prefix + key: value for key, value in fit_state_dict(self, own).items()})
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -1,0 +1,115 @@
+"""Build mmcv with its compiled operators against the torch of this environment, or take such a build from the cache.
+
+mmcv publishes no wheel for current torch, and an isolated build (where torch is absent) silently leaves the operators
+out. The wheel built here is kept in the user's cache, keyed by everything its binary depends on, so that the next
+environment on the same machine installs it in seconds.
+"""
+import argparse
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from pathlib import Path
+
+CHECK = 'import mmcv, mmcv._ext; print(mmcv.__version__)'
+
+
+def cache_folder(dist: str, version: str) -> Path:
+    """Folder of the wheel in the user cache: one per python, torch, mmcv, machine and CUDA (with the GPU) or not."""
+    import torch
+    device = 'cpu'
+    if torch.cuda.is_available():
+        device = 'cuda{}-sm{}{}'.format(torch.version.cuda, *torch.cuda.get_device_capability())
+    elif os.environ.get('FORCE_CUDA') == '1':
+        device = f'cuda{torch.version.cuda}-{os.environ.get("TORCH_CUDA_ARCH_LIST", "all")}'.replace(' ', '_')
+    key = '-'.join((dist, version, f'torch{torch.__version__}', device, sys.implementation.cache_tag,
+                    platform.system().lower(), platform.machine()))
+    home = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
+    return Path(home) / 'convnext-dense' / 'wheels' / key
+
+
+def check_compiler() -> None:
+    """Exit with one sentence when what the build needs is not there."""
+    compiler = os.environ.get('CXX', 'c++')
+    if not shutil.which(compiler.split()[0]):
+        sys.exit(f'error: mmcv has to be compiled, and no C++ compiler "{compiler}" was found: install one '
+                 '(Debian / Ubuntu: apt-get install g++) or set CXX')
+    if not (Path(sysconfig.get_paths()['include']) / 'Python.h').exists():
+        sys.exit('error: mmcv has to be compiled, and the headers of this Python were not found: install them '
+                 '(Debian / Ubuntu: apt-get install python3-dev)')
+
+
+def build_wheel(dist: str, version: str, folder: Path) -> None:
+    """Compile ``dist`` and move the finished wheel into ``folder``; show how far the compiler has come."""
+    check_compiler()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    print(f'building {dist} {version} with its operators: once per machine, about 10 minutes on 2 cores', flush=True)
+    scripts = str(Path(sys.executable).parent)  # ninja lives there
+    env = dict(os.environ, MMCV_WITH_OPS='1', PATH=scripts + os.pathsep + os.environ['PATH'])
+    env['CFLAGS'] = env.get('CFLAGS', '') + ' -g0'  # no debug information: a third less time
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temp:
+        log = Path(tempfile.gettempdir()) / f'{dist}-build-{os.getpid()}.log'
+        command = [sys.executable, '-m', 'pip', 'wheel', '-v', '--no-build-isolation', '--no-deps', '--no-cache-dir',
+                   '--no-binary', dist, '-w', temp, f'{dist}=={version}']
+        begin, shown = time.time(), -1
+        with log.open('w') as out, subprocess.Popen(command, env=env, stdout=subprocess.PIPE,
+                                                    stderr=subprocess.STDOUT, text=True, errors='replace') as process:
+            for line in process.stdout:
+                out.write(line)
+                step = re.match(r'\s*\[(\d+)/(\d+)\]', line)  # ninja's own counter
+                if not step:
+                    continue
+                done, total = map(int, step.groups())
+                percent = 100 * done // total
+                if sys.stdout.isatty() or percent // 10 > shown // 10:
+                    shown = percent
+                    print(f'  compiled {done} of {total} files, {time.time() - begin:.0f} s',
+                          end='\r' if sys.stdout.isatty() else '\n', flush=True)
+        wheels = list(Path(temp).glob('*.whl'))
+        if process.returncode or not wheels:
+            tail = log.read_text(errors='replace').splitlines()[-25:]
+            print('\n'.join(tail), file=sys.stderr)
+            sys.exit(f'error: building {dist} {version} failed (exit {process.returncode}); the whole log: {log}')
+        log.unlink()
+        folder.mkdir(exist_ok=True)
+        os.replace(wheels[0], folder / wheels[0].name)  # atomic: two builds at once do not see half a wheel
+    print(f'\n  kept in {folder}', flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('dist', nargs='?', default='mmcv', help='mmcv, or onedl-mmcv for the OneDL distribution')
+    parser.add_argument('-c', '--constraints', type=Path, default=Path(__file__).parents[1] / 'constraints.txt',
+                        help='file that pins the version as NAME==VERSION')
+    args = parser.parse_args()
+    pin = re.search(rf'^{args.dist}==([^\s;]+)', args.constraints.read_text(), re.M)
+    if not pin:
+        sys.exit(f'error: {args.constraints} has no line {args.dist}==VERSION')
+    version = pin.group(1)
+    folder = cache_folder(args.dist, version)
+    try:
+        installed = importlib.metadata.version(args.dist)
+    except importlib.metadata.PackageNotFoundError:
+        installed = None
+    if installed == version and subprocess.run([sys.executable, '-c', CHECK], capture_output=True).returncode == 0:
+        return
+    if not list(folder.glob('*.whl')):
+        build_wheel(args.dist, version, folder)
+    wheel, = folder.glob('*.whl')
+    subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--force-reinstall', str(wheel)],
+                   check=True)
+    check = subprocess.run([sys.executable, '-c', CHECK], capture_output=True, text=True)
+    if check.returncode:
+        shutil.rmtree(folder)
+        sys.exit(f'error: {wheel.name} from {folder} does not import, it was removed: run this again.\n{check.stderr}')
+    print(f'installed {args.dist} {version} with operators')
+
+
+if __name__ == '__main__':
+    main()
