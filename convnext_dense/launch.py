@@ -19,6 +19,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
+from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -158,7 +159,10 @@ def use_test_time_augmentation(cfg: Config) -> None:
 def metrics_table(metrics: Mapping[str, Any]) -> str:
     """A few lines for people out of mmengine's metrics."""
     def row(title: str, values: list) -> str:
-        return f'{title:<6}' + ''.join(f'{"-" if value is None or value == -1 else value:>8}' for value in values)
+        # COCO says -1 where there is nothing to measure.
+        cells = [value if isinstance(value, str) else '-' if value in (None, -1) else f'{value:.4g}'
+                 for value in values]
+        return f'{title:<6}' + ''.join(f'{cell:>8}' for cell in cells)
 
     columns = {'AP': '', 'AP50': '_50', 'AP75': '_75', 'AP_S': '_s', 'AP_M': '_m', 'AP_L': '_l'}
     rows = []
@@ -179,10 +183,19 @@ class MetricsHook(Hook):
     metrics: dict[str, float] | None = None
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        self.metrics = metrics
+        self.metrics = metrics or _nothing_detected(runner.val_loop.evaluator)
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        self.metrics = metrics
+        self.metrics = metrics or _nothing_detected(runner.test_loop.evaluator)
+
+
+def _nothing_detected(evaluator: Evaluator) -> dict[str, float] | None:
+    """COCO's metrics of no detection at all: AP is 0, where mmdet's CocoMetric returns nothing."""
+    coco = [metric for metric in evaluator.metrics if type(metric).__name__ == 'CocoMetric']
+    if coco:
+        print('\nno detection reached the score threshold (test_cfg.rcnn.score_thr): every AP is 0')
+    return {f'{metric.prefix}/{kind}_{name}': 0. for metric in coco for kind in metric.metrics
+            for name in ('mAP', 'mAP_50', 'mAP_75')} or None
 
 
 def _run(cfg: Config, launcher: str, task: str) -> None:
@@ -244,9 +257,9 @@ def _check_data(cfg: Config, splits: tuple[str, ...]) -> None:
                 path = Path(dataset.get('data_root') or '') / part
                 if '://' not in str(part) + str(dataset.get('data_root')) and not path.exists():
                     raise UserError(
-                        f'the {split} data {path} do not exist: set {DATA_VARIABLE}=FOLDER (the folder that holds coco/ '
-                        'and ade/) or --cfg-options data_root=FOLDER; the README says how the data are laid out, and '
-                        '`python -m convnext_dense.sample_data FOLDER --names coco` makes a small set to try')
+                        f'the {split} data {path} do not exist: set {DATA_VARIABLE}=FOLDER, the folder that holds coco/ '
+                        'and ade/, or --cfg-options data_root=FOLDER; the README says how the data are laid out and '
+                        'how convnext_dense.sample_data makes a small set to try')
 
 
 def _leaf_datasets(dataset: Mapping) -> Iterator[Mapping]:

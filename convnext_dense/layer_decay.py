@@ -66,7 +66,7 @@ class ConvNeXtLayerDecayConstructor(DefaultOptimWrapperConstructor):
         backbones = {f'{name}.' if name else '': module for name, module in model.named_modules()
                      if isinstance(module, ConvNeXt)}
         if not backbones:
-            raise UserError(f'{type(self).__name__} found no ConvNeXt in {type(model).__name__}: use mmengine\'s default '
+            raise UserError(f'{type(self).__name__} found no ConvNeXt in {type(model).__name__}: use the default '
                             'constructor for this model (remove optim_wrapper.constructor)')
         for prefix, backbone in backbones.items():
             if self.num_layers not in (None, backbone.num_layers):

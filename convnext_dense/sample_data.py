@@ -74,7 +74,8 @@ def load_sources(seed: int) -> dict[str, Sources]:
     return {split: Sources(digits.images[part] / 16., digits.target[part], photos) for split, part in parts.items()}
 
 
-def compose(sources: Sources, scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
+def compose(sources: Sources, scene: Scene,
+            rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
     """One image (size, size, 3), RGB, and its objects as (digit, boolean mask), apart from each other."""
     photo = sources.photos[rng.integers(len(sources.photos))]
     crop = int(rng.integers(scene.size, min(photo.shape[:2]) + 1))

@@ -26,18 +26,25 @@ NOT_BACKBONE = re.compile(r'norm\.(weight|bias)|head\.(weight|bias)')
 def allow_mmengine_checkpoints() -> None:
     """Let torch's safe loading (``weights_only=True``) read what mmengine's runner stores: its log history.
 
-    mmengine 0.10.7 cannot resume on torch >= 2.6 without it. Nothing on this list can run code.
+    mmengine 0.10.7 cannot resume on torch >= 2.6 without it. Nothing on this list can run code of the file.
     """
-    if hasattr(torch.serialization, 'add_safe_globals'):  # torch >= 2.4
-        dtypes = {type(np.dtype(kind)) for kind in (bool, np.float16, np.float32, np.float64, np.int32, np.int64, str)}
-        # numpy 2 renamed the module; pickles name either.
-        reconstruct = np.empty(0).__reduce__()[0]
-        torch.serialization.add_safe_globals([
-            HistoryBuffer, HistoryBuffer.min, HistoryBuffer.max, HistoryBuffer.current, HistoryBuffer.mean,
-            np.ndarray, np.dtype, *dtypes,
-            (reconstruct, 'numpy.core.multiarray._reconstruct'), (reconstruct, 'numpy._core.multiarray._reconstruct'),
-            (np.float64(0).__reduce__()[0], 'numpy.core.multiarray.scalar'),
-            (np.float64(0).__reduce__()[0], 'numpy._core.multiarray.scalar')])
+    if not hasattr(torch.serialization, 'add_safe_globals'):  # torch < 2.4 has no safe loading to extend
+        return
+    array, scalar = (value.__reduce__()[0] for value in (np.empty(0), np.float64(0)))
+    kinds = (bool, np.float16, np.float32, np.float64, np.int8, np.uint8, np.int32, np.int64, str)
+    torch.serialization.add_safe_globals([
+        HistoryBuffer, (_history_method, 'builtins.getattr'), np.ndarray, np.dtype,
+        *{type(np.dtype(kind)) for kind in kinds},
+        # numpy 2 renamed the module; files name the one or the other.
+        *((function, f'numpy.{module}.multiarray.{name}') for module in ('core', '_core')
+          for function, name in ((array, '_reconstruct'), (scalar, 'scalar')))])
+
+
+def _history_method(owner: type, name: str) -> Any:
+    """Stands for ``getattr`` in a checkpoint, where mmengine's log names its statistics by it."""
+    if owner is HistoryBuffer and name in ('min', 'max', 'current', 'mean'):
+        return getattr(HistoryBuffer, name)
+    raise pickle.UnpicklingError(f'the attribute {name!r} of {owner!r} is not part of a checkpoint')
 
 
 @contextmanager

@@ -78,7 +78,7 @@ def build_wheel(dist: str, version: str, folder: Path) -> None:
             sys.exit(f'error: building {dist} {version} failed (exit {process.returncode}); the whole log: {log}')
         log.unlink()
         folder.mkdir(exist_ok=True)
-        os.replace(wheels[0], folder / wheels[0].name)  # atomic: two builds at once do not see half a wheel
+        wheels[0].replace(folder / wheels[0].name)  # atomic: two builds at once do not see half a wheel
     print(f'\n  kept in {folder}', flush=True)
 
 

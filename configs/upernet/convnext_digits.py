@@ -1,7 +1,7 @@
 # UperNet on the built-in digits, from scratch in minutes on a CPU: the demo. ConvNeXt-atto and narrow heads.
 _base_ = ['../_base_/upernet.py', '../_base_/ade20k_160k.py']
 data_root = '{{$CONVNEXT_DENSE_DATA:data}}/digits/ade/ADEChallengeData2016'
-metainfo = dict(classes=('background', *'0123456789'), palette=None)
+metainfo = dict(classes=('background', *'0123456789'))
 bn = dict(type='BN', requires_grad=True)
 iterations = 3000
 model = dict(
@@ -34,7 +34,7 @@ train_dataloader = dict(batch_size=16, num_workers=2, dataset=dict(pipeline=trai
 val_dataloader = dict(batch_size=10, num_workers=2, dataset=dict(pipeline=test_pipeline, **dataset))
 test_dataloader = val_dataloader
 
-train_cfg = dict(max_iters=iterations, val_interval=iterations)
+train_cfg = dict(max_iters=iterations, val_interval=iterations // 6)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=0, end=iterations),

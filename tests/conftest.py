@@ -1,0 +1,50 @@
+"""Shared fixtures: small sample data, and the tools run in this process or as a user would."""
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope='session')
+def digits(tmp_path_factory) -> Path:
+    """A folder for CONVNEXT_DENSE_DATA with the digits under their own names."""
+    from convnext_dense.sample_data import write_sample_data
+    folder = tmp_path_factory.mktemp('data')
+    write_sample_data(folder / 'digits', num_train=32, num_val=8)
+    return folder
+
+
+@pytest.fixture(scope='session')
+def official_names(tmp_path_factory) -> Path:
+    """A folder for CONVNEXT_DENSE_DATA that the official recipes read: two images in each split."""
+    from convnext_dense.sample_data import write_sample_data
+    return write_sample_data(tmp_path_factory.mktemp('named') / 'data', names='coco', num_train=2, num_val=2)
+
+
+@pytest.fixture
+def tool(monkeypatch, capsys):
+    """Run ``tools/NAME.py ARGS`` in this process; gives (exit message or None, printed text)."""
+
+    def run(name: str, *args: object, data: Path | str = 'no_such_folder'):
+        monkeypatch.setenv('CONVNEXT_DENSE_DATA', str(data))
+        monkeypatch.setattr(sys, 'argv', [f'tools/{name}.py', *map(str, args)])
+        message = None
+        try:
+            runpy.run_path(str(ROOT / 'tools' / f'{name}.py'), run_name='__main__')
+        except SystemExit as stop:
+            message = stop.code
+        return message, capsys.readouterr().out
+
+    return run
+
+
+def start(name: str, *args: object, data: Path) -> subprocess.Popen:
+    """Start ``python tools/NAME.py ARGS`` as a user would."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / 'tools' / f'{name}.py'), *map(str, args)], text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, env=dict(os.environ, CONVNEXT_DENSE_DATA=str(data)))

@@ -1,0 +1,216 @@
+"""The tools from data to metrics, on real (small) data; what they refuse, and how."""
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, start
+from mmengine.config import Config
+
+from convnext_dense.launch import fit_to_machine, metrics_table, use_test_time_augmentation
+
+pytest.importorskip('mmdet')
+pytest.importorskip('mmseg')
+MASK_RCNN = ROOT / 'configs/mask_rcnn/convnext_digits.py'
+UPERNET = ROOT / 'configs/upernet/convnext_digits.py'
+CASCADE_B = ROOT / 'configs/cascade_mask_rcnn/convnext_b_3x_coco.py'
+UPERNET_T = ROOT / 'configs/upernet/convnext_t_512_160k_ade20k.py'
+IN_PROCESS = tuple(f'{split}_dataloader.{option}' for split in ('train', 'val', 'test')
+                   for option in ('num_workers=0', 'persistent_workers=False'))
+ONE_EPOCH = ('train_cfg.max_epochs=1', 'train_cfg.val_interval=1', *IN_PROCESS)
+# An official recipe with another arch in it: the recipe's pipeline, heads and image sizes, in a minute on a CPU.
+ATTO = ('model.backbone.init_cfg=None', 'model.backbone.arch=atto', 'model.neck.in_channels=[40,80,160,320]')
+
+
+def test_mask_rcnn_trains_and_its_checkpoint_tests_alike(digits, tmp_path, tool):
+    message, text = tool('train', MASK_RCNN, '--work-dir', tmp_path, '--cfg-options', *ONE_EPOCH, data=digits)
+    assert message is None
+    metrics = json.loads((tmp_path / 'metrics.json').read_text())
+    assert 0 <= metrics['coco/bbox_mAP'] <= 1 and 'coco/segm_mAP_75' in metrics
+    table = text.split('\n\n')[-2].splitlines()
+    assert table[0].split() == ['AP', 'AP50', 'AP75', 'AP_S', 'AP_M', 'AP_L']
+    assert [line.split()[0] for line in table[1:]] == ['box', 'mask']
+    checkpoint = (tmp_path / 'last_checkpoint').read_text()
+    assert checkpoint.endswith('epoch_1.pth')
+    message, _ = tool('test', MASK_RCNN, checkpoint, '--work-dir', tmp_path / 'test', '--out',
+                      tmp_path / 'predictions.pkl', '--show-dir', tmp_path / 'drawn', '--cfg-options', *IN_PROCESS,
+                      data=digits)
+    assert message is None
+    tested = json.loads((tmp_path / 'test/metrics.json').read_text())
+    for key, value in metrics.items():
+        if key.startswith('coco/'):
+            assert tested[key] == value, key
+    assert len(pickle.loads((tmp_path / 'predictions.pkl').read_bytes())) == 8
+    assert len(list((tmp_path / 'drawn').iterdir())) == 8
+
+
+def test_upernet_trains_and_tests_with_augmentation(digits, tmp_path, tool):
+    quick = ('train_cfg.max_iters=4', 'train_cfg.val_interval=4', 'default_hooks.checkpoint.interval=4', *IN_PROCESS)
+    message, text = tool('train', UPERNET, '--work-dir', tmp_path, '--cfg-options', *quick, data=digits)
+    assert message is None
+    metrics = json.loads((tmp_path / 'metrics.json').read_text())
+    assert 0 <= metrics['mIoU'] <= 100 and {'mAcc', 'aAcc'} <= set(metrics)
+    assert text.split('\n\n')[-2].split()[:3] == ['mIoU', 'mAcc', 'aAcc']
+    checkpoint = (tmp_path / 'last_checkpoint').read_text()
+    message, _ = tool('test', UPERNET, checkpoint, '--work-dir', tmp_path / 'tta', '--tta', '--out',
+                      tmp_path / 'maps', '--cfg-options', *IN_PROCESS, data=digits)
+    assert message is None
+    assert 0 <= json.loads((tmp_path / 'tta/metrics.json').read_text())['mIoU'] <= 100
+    assert len(list((tmp_path / 'maps').glob('*.png'))) == 8
+
+
+def test_killed_training_resumes(digits, tmp_path):
+    """SIGKILL after a checkpoint; --resume goes on behind it and ends."""
+    options = ('--work-dir', tmp_path, '--cfg-options', 'train_cfg.max_epochs=3', 'train_cfg.val_interval=3',
+               'default_hooks.logger.interval=1')
+    process = start('train', MASK_RCNN, *options, data=digits)
+    for line in process.stdout:
+        if 'Epoch(train) [2][1/2]' in line.replace(' ', '').replace('Epoch(train)', 'Epoch(train) '):
+            break
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert (tmp_path / 'last_checkpoint').read_text().endswith('epoch_1.pth')
+    resumed = start('train', MASK_RCNN, '--resume', *options, data=digits)
+    text, _ = resumed.communicate(timeout=300)
+    assert resumed.returncode == 0, text
+    assert 'resumed epoch: 1, iter: 2' in text
+    assert 'Epoch(train) [1]' not in text
+    assert (tmp_path / 'epoch_3.pth').exists() and (tmp_path / 'metrics.json').exists()
+
+
+def test_official_detector_recipe_runs_without_a_gpu(official_names, tmp_path, tool):
+    message, text = tool('train', CASCADE_B, '--work-dir', tmp_path, '--auto-scale-lr', '--cfg-options', *ATTO,
+                         *ONE_EPOCH, 'model.test_cfg.rpn.max_per_img=50', data=official_names)
+    assert message is None
+    # One iteration from random weights detects nothing: mmdet then has no metrics at all, the AP is 0.
+    assert json.loads((tmp_path / 'metrics.json').read_text()) == {
+        f'coco/{kind}_{name}': 0. for kind in ('bbox', 'segm') for name in ('mAP', 'mAP_50', 'mAP_75')}
+    assert 'no detection reached the score threshold' in text
+    if not torch.cuda.is_available():
+        assert 'no GPU here: mixed precision (AmpOptimWrapper) runs as fp32\n' in text
+        assert 'no GPU here: SyncBN runs as BN\n' in text
+
+
+def test_official_segmentor_recipe_runs_without_a_gpu(official_names, tmp_path, tool):
+    message, _ = tool(
+        'train', UPERNET_T, '--work-dir', tmp_path, '--cfg-options', 'model.backbone.init_cfg=None',
+        'model.backbone.arch=atto', 'model.decode_head.in_channels=[40,80,160,320]',
+        'model.auxiliary_head.in_channels=160', 'train_cfg.max_iters=2', 'train_cfg.val_interval=2',
+        'model.decode_head.channels=64', *IN_PROCESS, data=official_names)
+    assert message is None
+    assert 'mIoU' in json.loads((tmp_path / 'metrics.json').read_text())
+
+
+def test_official_augmentation_scales_the_test_scale():
+    cfg = Config.fromfile(UPERNET_T)
+    use_test_time_augmentation(cfg)
+    load, augment = cfg.test_dataloader.dataset.pipeline
+    resize, flip, annotations, pack = augment.transforms
+    assert [step.scale for step in resize] == [(1024, 256), (1536, 384), (2048, 512), (2560, 640), (3072, 768),
+                                               (3584, 896)]
+    assert all(step.keep_ratio for step in resize)
+    assert [(step.type, step.prob, step.direction) for step in flip] == [
+        ('RandomFlip', 0., 'horizontal'), ('RandomFlip', 1., 'horizontal')]
+    assert annotations == [dict(type='LoadAnnotations', reduce_zero_label=True)]
+    assert cfg.model.type == 'SegTTAModel' and cfg.model.module.test_cfg == dict(mode='whole')
+
+
+def test_data_root_option_moves_everything(digits, tmp_path, tool):
+    message, _ = tool('train', MASK_RCNN, '--work-dir', tmp_path, '--cfg-options', *ONE_EPOCH,
+                      f'data_root={digits}/digits/coco', data='elsewhere')
+    assert message is None
+
+
+@pytest.mark.parametrize('options, sentence', [
+    ((), 'train data no_such_folder/coco/annotations/instances_train2017.json do not exist: set CONVNEXT_DENSE_DATA'),
+    (('--work-dir', 'w', '--resume', 'gone.pth'), 'there is no checkpoint file gone.pth'),
+])
+def test_missing_inputs(options, sentence, tool):
+    message, _ = tool('train', CASCADE_B, *options)
+    assert message.startswith('error: ') and sentence in message and '\n' not in message
+
+
+def test_missing_config_and_checkpoint(tool):
+    assert 'there is no config file configs/gone.py' in tool('train', 'configs/gone.py')[0]
+    assert 'there is no checkpoint file gone.pth' in tool('test', CASCADE_B, 'gone.pth')[0]
+
+
+@pytest.mark.parametrize('option, sentence', [
+    ('model.backbone.arch=giant', "error: ConvNeXt has no arch 'giant': use one of atto, femto"),
+    ('model.backbone.out_indices=[0,7]', 'error: ConvNeXt cannot use out_indices=[0, 7]'),
+    ('model.backbone.init_cfg.checkpoint=http://127.0.0.1:9/convnext.pth',
+     'error: the pretrained weights http://127.0.0.1:9/convnext.pth could not be read'),
+])
+def test_bad_model_options(option, sentence, official_names, tmp_path, tool):
+    options = [item for item in ATTO if 'init_cfg' not in item and not option.startswith(item.split('=')[0])]
+    message, _ = tool('train', CASCADE_B, '--work-dir', tmp_path, '--cfg-options', *options, option,
+                      data=official_names)
+    assert sentence in message and '\n' not in message
+    if 'checkpoint' in option:
+        assert '--cfg-options model.backbone.init_cfg=None' in message
+
+
+def test_small_images(digits, tmp_path, tool):
+    message, _ = tool('train', UPERNET, '--work-dir', tmp_path, '--cfg-options', 'model.data_preprocessor.size=(16,16)',
+                      'train_pipeline.2.scale=(16,16)', 'train_dataloader.dataset.pipeline.2.scale=(16,16)',
+                      *IN_PROCESS, data=digits)
+    assert 'error: ConvNeXt got an image of 16x16, it needs at least 32x32' in message
+
+
+def test_augmented_test_of_masks_is_refused(official_names, tmp_path, tool):
+    torch.save({}, tmp_path / 'c.pth')
+    message, _ = tool('test', CASCADE_B, tmp_path / 'c.pth', '--tta', data=official_names)
+    assert message.startswith('error: --tta: mmdet can merge boxes') and '\n' not in message
+
+
+def test_hostile_checkpoint_is_refused(digits, tmp_path, tool):
+
+    class Hostile:
+
+        def __reduce__(self):
+            return print, ('code of the file ran',)
+
+    torch.save({'state_dict': Hostile()}, tmp_path / 'c.pth')
+    message, text = tool('test', MASK_RCNN, tmp_path / 'c.pth', '--work-dir', tmp_path, '--cfg-options',
+                         *IN_PROCESS, data=digits)
+    assert message.startswith('error: the checkpoint cannot be read safely') and 'code of the file ran' not in text
+
+
+def test_mmcv_without_operators(official_names, tmp_path, tool, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'mmcv._ext', None)
+    message, _ = tool('train', CASCADE_B, '--work-dir', tmp_path, data=official_names)
+    assert 'is installed without its compiled operators' in message and 'make install' in message
+
+
+def test_unsupported_mmcv_ends_without_traceback(official_names, tmp_path):
+    script = ("import runpy, sys, mmcv; mmcv.__version__ = '2.2.0'; "
+              f"sys.argv = ['train.py', {str(CASCADE_B)!r}, '--work-dir', {str(tmp_path)!r}]; "
+              f"runpy.run_path({str(ROOT / 'tools/train.py')!r}, run_name='__main__')")
+    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True,
+                          env=dict(os.environ, CONVNEXT_DENSE_DATA=str(official_names)))
+    assert done.returncode == 1
+    assert 'error: mmcv 2.2.0 is installed, the toolkit wants mmcv>=2.0.0rc4, <2.2.0: ' in done.stderr
+    assert 'Traceback' not in done.stderr
+
+
+def test_gpu_keeps_mixed_precision(monkeypatch):
+    monkeypatch.setattr('convnext_dense.launch.get_device', lambda: 'cuda')
+    cfg = Config.fromfile(CASCADE_B)
+    assert fit_to_machine(cfg, 'pytorch') == []
+    assert fit_to_machine(cfg, 'none') == ['one process: SyncBN runs as BN']
+    assert cfg.optim_wrapper.type == 'AmpOptimWrapper' and cfg.env_cfg.dist_cfg.backend == 'nccl'
+    assert {head.norm_cfg.type for head in cfg.model.roi_head.bbox_head} == {'BN'}
+
+
+def test_table_of_metrics():
+    metrics = {'coco/bbox_mAP': .5, 'coco/bbox_mAP_50': .75, 'coco/bbox_mAP_75': .6, 'coco/bbox_mAP_s': -1.,
+               'coco/bbox_mAP_m': .4, 'coco/bbox_mAP_l': .7}
+    assert metrics_table(metrics).splitlines() == [
+        '            AP    AP50    AP75    AP_S    AP_M    AP_L',
+        'box        0.5    0.75     0.6       -     0.4     0.7']
+    assert metrics_table({'aAcc': 90.5, 'mIoU': 46.7, 'mAcc': 58.}).splitlines() == [
+        '          mIoU    mAcc    aAcc', '          46.7      58    90.5']
