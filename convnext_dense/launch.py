@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
 import json
 import os
 import pickle
@@ -79,9 +79,6 @@ def test(args: argparse.Namespace) -> None:
     _check_file(args.checkpoint, 'checkpoint')
     cfg = _read_config(args)
     cfg.load_from = args.checkpoint
-    backbone = cfg.model.get('backbone')
-    if backbone:
-        backbone.init_cfg = None  # the checkpoint has these weights
     if args.tta:
         use_test_time_augmentation(cfg)
     if args.show_dir:
@@ -199,10 +196,11 @@ def _nothing_detected(evaluator: Evaluator) -> dict[str, float] | None:
 
 
 def _run(cfg: Config, launcher: str, task: str) -> None:
-    _check_toolkit(cfg)
-    for line in fit_to_machine(cfg, launcher):
-        print(line, flush=True)
+    _check_toolkit(cfg.get('default_scope') or 'mmengine')
+    changes = fit_to_machine(cfg, launcher)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if is_main_process():  # known only now
+        print(*changes, sep='\n', flush=True)
     kept = MetricsHook()
     runner.register_hook(kept)
     getattr(runner, task)()
@@ -257,8 +255,8 @@ def _check_data(cfg: Config, splits: tuple[str, ...]) -> None:
                 path = Path(dataset.get('data_root') or '') / part
                 if '://' not in str(part) + str(dataset.get('data_root')) and not path.exists():
                     raise UserError(
-                        f'the {split} data {path} do not exist: set {DATA_VARIABLE}=FOLDER, the folder that holds coco/ '
-                        'and ade/, or --cfg-options data_root=FOLDER; the README says how the data are laid out and '
+                        f'the {split} data {path} do not exist: set {DATA_VARIABLE}=FOLDER, the folder that holds '
+                        'coco/ and ade/, or --cfg-options data_root=FOLDER; the README says how data are laid out and '
                         'how convnext_dense.sample_data makes a small set to try')
 
 
@@ -271,7 +269,8 @@ def _leaf_datasets(dataset: Mapping) -> Iterator[Mapping]:
         yield from _leaf_datasets(part)
 
 
-def _check_toolkit(cfg: Config) -> None:
+def _check_toolkit(scope: str) -> None:
+    """mmcv with operators and the toolkit ``scope`` with its models can be imported."""
     with _install_errors():
         import mmcv
         try:
@@ -279,7 +278,9 @@ def _check_toolkit(cfg: Config) -> None:
         except ImportError as error:
             raise UserError(f'mmcv {mmcv.__version__} is installed without its compiled operators ({error}): '
                             f'`pip uninstall mmcv`, then {INSTALL_MMCV}') from error
-        importlib.import_module(cfg.get('default_scope') or 'mmengine')
+        importlib.import_module(scope)
+        if importlib.util.find_spec(f'{scope}.models'):
+            importlib.import_module(f'{scope}.models')
 
 
 # What a mixed-up environment says, and what mends it.
@@ -289,8 +290,7 @@ INSTALL_PROBLEMS = (
     (r'MMEngine==(\S+) is used but incompatible.*?(mmengine>=\S+?),? (<\S+\d)',
      r"mmengine \1 is installed, the toolkit wants \2, \3: pip install 'mmengine>=0.10.7,<1'"),
     (r"No module named 'mmcv'", f'mmcv is not installed: {INSTALL_MMCV}'),
-    (r"No module named '(mmengine|mmdet|mmseg)|(mmdet|mmseg|mmsegmentation) is not installed"
-     r'|[Pp]ackage.* (mmdet|mmseg|mmsegmentation)\b',
+    (r"No module named '(?:mmdet|mmseg)'|(?:mmdet|mmseg|mmsegmentation) is not installed",
      "the toolkit of this config is not installed: `make install`, or pip install 'convnext-dense[openmmlab]' and "
      '`python tools/install_mmcv.py`'),
     (r"No module named 'pkg_resources'", "setuptools is too new for this toolkit: pip install 'setuptools<80'"),

@@ -109,12 +109,16 @@ class ConvNeXtLayerDecayConstructor(DefaultOptimWrapperConstructor):
         return dict(self.custom_keys[matches[0]]) if matches else {}
 
     def _log_table(self, groups: list[Mapping]) -> None:
-        rows = [f'layer decay: {self.decay_type}, rate {self.decay_rate}, base lr {self.base_lr:g}, '
-                f'{len(groups)} parameter groups',
-                f'{"layer":>14} {"lr":>11} {"weight decay":>12} {"tensors":>7} {"parameters":>11}']
-        for group in sorted(groups, key=lambda g: (g['lr'], g.get('weight_decay') or 0)):
-            layers = ', '.join(map(str, sorted(group['layers'], key=lambda layer: (isinstance(layer, str), layer))))
-            decay = group.get('weight_decay')
-            rows.append(f'{layers:>14} {group["lr"]:>11.4g} {"default" if decay is None else f"{decay:g}":>12} '
-                        f'{len(group["params"]):>7} {sum(p.numel() for p in group["params"]):>11,}')
+        """One row a learning rate: a table that stays short for deep archs."""
+        rows = [f'layer decay: {self.decay_type}, rate {self.decay_rate}, base lr {self.base_lr:g}, weight decay '
+                f'{self.base_wd}, {len(groups)} parameter groups',
+                f'{"layer":>14} {"lr":>11} {"tensors decayed":>16} {"not decayed":>12} {"parameters":>12}']
+        for lr in sorted({group['lr'] for group in groups}):
+            same = [group for group in groups if group['lr'] == lr]
+            layers = set().union(*(group['layers'] for group in same))
+            names = ', '.join(map(str, sorted(layers, key=lambda layer: (isinstance(layer, str), layer))))
+            decayed = sum(len(group['params']) for group in same if group.get('weight_decay') != 0)
+            rows.append(f'{names:>14} {lr:>11.4g} {decayed:>16} '
+                        f'{sum(len(group["params"]) for group in same) - decayed:>12} '
+                        f'{sum(p.numel() for group in same for p in group["params"]):>12,}')
         print_log('\n'.join(rows), logger='current')

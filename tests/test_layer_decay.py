@@ -139,8 +139,12 @@ def test_logs_one_small_table(monkeypatch):
     monkeypatch.setattr('convnext_dense.layer_decay.print_log', lambda text, **_: lines.append(text))
     optimizer_of(Detector(ConvNeXt('tiny')), dict(decay_rate=.7))
     table, = lines
-    assert len(table.splitlines()) == 18
-    assert 'layer_wise, rate 0.7, base lr 1, 16 parameter groups' in table
+    assert table.splitlines()[0] == ('layer decay: layer_wise, rate 0.7, base lr 1, weight decay 0.05, '
+                                     '16 parameter groups')
+    assert len(table.splitlines()) == 10
+    # The stem: a convolution with its bias, a LayerNorm.
+    assert table.splitlines()[2].split() == ['0', '0.08235', '1', '3', '4,896']
+    assert table.splitlines()[-1].split()[:2] == ['7,', 'outside']
 
 
 class WithExtra(ConvNeXt):
