@@ -39,7 +39,6 @@ param_scheduler = [
 ]
 optim_wrapper = dict(
     type='AmpOptimWrapper',
-    loss_scale='dynamic',
     constructor='ConvNeXtLayerDecayConstructor',
     paramwise_cfg=dict(decay_type='layer_wise', decay_rate=0.9),
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05))

@@ -1,9 +1,12 @@
 # UperNet on the built-in digits, from scratch in minutes on a CPU: the demo. ConvNeXt-atto and narrow heads.
 _base_ = ['../_base_/upernet.py', '../_base_/ade20k_160k.py']
 data_root = '{{$CONVNEXT_DENSE_DATA:data}}/digits/ade/ADEChallengeData2016'
-metainfo = dict(classes=('background', *'0123456789'))
+metainfo = dict(
+    classes=('background', *'0123456789'),
+    palette=[[0, 0, 0], [31, 119, 180], [255, 127, 14], [44, 160, 44], [214, 39, 40], [148, 103, 189], [140, 86, 75],
+             [227, 119, 194], [127, 127, 127], [188, 189, 34], [23, 190, 207]])
 bn = dict(type='BN', requires_grad=True)
-iterations = 3000
+iterations = 2400
 model = dict(
     data_preprocessor=dict(size=(64, 64)),
     backbone=dict(arch='atto', drop_path_rate=0.),
