@@ -1,6 +1,9 @@
 # `make demo` and `make test` set up what they need; the rest is for working on the project.
 PYTHON ?= python3
-VENV ?= .venv
+# openmmlab, or onedl: the maintained forks with the same import names, in an environment of their own.
+TOOLKIT ?= openmmlab
+VENV ?= $(if $(filter onedl,$(TOOLKIT)),.venv-onedl,.venv)
+MMCV := $(if $(filter onedl,$(TOOLKIT)),onedl-mmcv,mmcv)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_DIR ?= demo
@@ -27,11 +30,12 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt tools/install_mmcv.py
 	  { echo "error: $(PYTHON) is older than Python 3.10: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	  { echo "error: $(PYTHON) -m venv failed (Debian / Ubuntu: apt-get install python3-venv)"; exit 1; }
+	@$(BIN)/python tools/install_mmcv.py --refuse-mixture $(MMCV)
 	$(BIN)/python -m pip install -q uv
 	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt torch torchvision setuptools wheel ninja psutil
-	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e '.[openmmlab,demo,test]'
-	$(BIN)/python tools/install_mmcv.py
+	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e '.[$(TOOLKIT),demo,test]'
+	$(BIN)/python tools/install_mmcv.py $(MMCV)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(DEMO_DIR) work_dirs build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-onedl $(DEMO_DIR) work_dirs build dist *.egg-info .pytest_cache .ruff_cache

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from convnext_dense import UserError
-from convnext_dense.sample_data import NAMES, load_sources, write_sample_data
+from convnext_dense.sample_data import load_sources, write_sample_data
 
 pytest.importorskip('sklearn')
 
@@ -91,9 +91,12 @@ def test_official_names(folder, tmp_path):
     assert different == {'coco/annotations/instances_train2017.json', 'coco/annotations/instances_val2017.json',
                          'sample_data.json'}
     mmdet = pytest.importorskip('mmdet.datasets')
-    assert [name for _, name in NAMES['coco']] == list(mmdet.CocoDataset.METAINFO['classes'][:10])
-    categories = json.loads((named / 'coco/annotations/instances_val2017.json').read_text())['categories']
-    assert [(c['id'], c['name']) for c in categories] == NAMES['coco']
+    content = json.loads((named / 'coco/annotations/instances_val2017.json').read_text())
+    # All 80, as in COCO: a model of the official recipe predicts any of them, and mmdet looks its id up here.
+    assert [c['name'] for c in content['categories']] == list(mmdet.CocoDataset.METAINFO['classes'])
+    assert [c['id'] for c in content['categories']][9:13] == [10, 11, 13, 14]
+    assert content['categories'][-1] == dict(id=90, name='toothbrush', supercategory='digit')
+    assert {annotation['category_id'] for annotation in content['annotations']} <= set(range(1, 11))
 
 
 def test_never_overwrites_something_else(folder, tmp_path):

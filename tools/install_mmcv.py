@@ -17,6 +17,9 @@ import tempfile
 import time
 from pathlib import Path
 
+# The two distributions share their import names: in one environment each overwrites files of the other.
+DISTRIBUTIONS = {'mmcv': ('mmengine', 'mmcv', 'mmdet', 'mmsegmentation'),
+                 'onedl-mmcv': ('onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection', 'onedl-mmsegmentation')}
 CHECK = 'import mmcv, mmcv._ext; print(mmcv.__version__)'
 
 
@@ -32,6 +35,22 @@ def cache_folder(dist: str, version: str) -> Path:
                     platform.system().lower(), platform.machine()))
     home = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
     return Path(home) / 'convnext-dense' / 'wheels' / key
+
+
+def installed_version(dist: str) -> str | None:
+    try:
+        return importlib.metadata.version(dist)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def refuse_mixture(dist: str) -> None:
+    """Exit with one sentence when the other distribution is installed here."""
+    others = [name for family, names in DISTRIBUTIONS.items() if family != dist for name in names
+              if installed_version(name)]
+    if others:
+        sys.exit(f'error: {", ".join(others)} and {dist} in one environment ({sys.prefix}) would overwrite each '
+                 'other: use another environment (make VENV=FOLDER), or uninstall the former')
 
 
 def check_compiler() -> None:
@@ -84,20 +103,22 @@ def build_wheel(dist: str, version: str, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('dist', nargs='?', default='mmcv', help='mmcv, or onedl-mmcv for the OneDL distribution')
+    parser.add_argument('dist', nargs='?', default='mmcv', choices=DISTRIBUTIONS, help='default: mmcv')
+    parser.add_argument('--refuse-mixture', action='store_true',
+                        help='only check that the other distribution is not installed here')
     parser.add_argument('-c', '--constraints', type=Path, default=Path(__file__).parents[1] / 'constraints.txt',
                         help='file that pins the version as NAME==VERSION')
     args = parser.parse_args()
+    refuse_mixture(args.dist)
+    if args.refuse_mixture:
+        return
     pin = re.search(rf'^{args.dist}==([^\s;]+)', args.constraints.read_text(), re.M)
     if not pin:
         sys.exit(f'error: {args.constraints} has no line {args.dist}==VERSION')
     version = pin.group(1)
     folder = cache_folder(args.dist, version)
-    try:
-        installed = importlib.metadata.version(args.dist)
-    except importlib.metadata.PackageNotFoundError:
-        installed = None
-    if installed == version and subprocess.run([sys.executable, '-c', CHECK], capture_output=True).returncode == 0:
+    if installed_version(args.dist) == version and \
+            subprocess.run([sys.executable, '-c', CHECK], capture_output=True).returncode == 0:
         return
     if not list(folder.glob('*.whl')):
         build_wheel(args.dist, version, folder)
