@@ -16,9 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
-from mmengine.dist import is_main_process
+from mmengine.dist import is_distributed, is_main_process
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
@@ -52,7 +53,7 @@ def train(args: argparse.Namespace) -> None:
     Raises:
         UserError: Something given cannot be used.
     """
-    cfg = _read_config(args)
+    cfg = read_config(args)
     if args.amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
@@ -65,7 +66,7 @@ def train(args: argparse.Namespace) -> None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
     if cfg.get('load_from'):
-        _check_file(cfg.load_from, 'checkpoint')
+        check_file(cfg.load_from, 'checkpoint')
     _check_data(cfg, ('train', 'val') if cfg.get('val_dataloader') else ('train',))
     _run(cfg, args.launcher, 'train')
 
@@ -76,8 +77,8 @@ def test(args: argparse.Namespace) -> None:
     Raises:
         UserError: Something given cannot be used.
     """
-    _check_file(args.checkpoint, 'checkpoint')
-    cfg = _read_config(args)
+    check_file(args.checkpoint, 'checkpoint')
+    cfg = read_config(args)
     cfg.load_from = args.checkpoint
     if args.tta:
         use_test_time_augmentation(cfg)
@@ -114,8 +115,10 @@ def fit_to_machine(cfg: Config, launcher: str) -> list[str]:
         lines.append('no GPU here: mixed precision (AmpOptimWrapper) runs as fp32')
     if (on_cpu or launcher == 'none') and _replace_sync_bn(cfg.model):
         lines.append('no GPU here: SyncBN runs as BN' if on_cpu else 'one process: SyncBN runs as BN')
-    if on_cpu and cfg.get('env_cfg', {}).get('dist_cfg', {}).get('backend') == 'nccl':
-        cfg.env_cfg.dist_cfg.backend = 'gloo'
+    if on_cpu and launcher != 'none' and 'model_wrapper_cfg' not in cfg and 'strategy' not in cfg:
+        # mmengine's own wrapping names a GPU.
+        cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None,
+                                     find_unused_parameters=cfg.get('find_unused_parameters', False))
     return lines
 
 
@@ -196,8 +199,10 @@ def _nothing_detected(evaluator: Evaluator) -> dict[str, float] | None:
 
 
 def _run(cfg: Config, launcher: str, task: str) -> None:
-    _check_toolkit(cfg.get('default_scope') or 'mmengine')
+    check_toolkit(cfg.get('default_scope') or 'mmengine')
     changes = fit_to_machine(cfg, launcher)
+    if launcher == 'pytorch' and get_device() == 'cpu' and not is_distributed():
+        torch.distributed.init_process_group('gloo')  # mmengine's own set-up chooses a GPU first
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     if is_main_process():  # known only now
         print(*changes, sep='\n', flush=True)
@@ -214,9 +219,9 @@ def _run(cfg: Config, launcher: str, task: str) -> None:
     print(f'\n{metrics_table(kept.metrics)}\n\nwritten to {path}')
 
 
-def _read_config(args: argparse.Namespace) -> Config:
+def read_config(args: argparse.Namespace) -> Config:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    _check_file(args.config, 'config')
+    check_file(args.config, 'config')
     with _install_errors():
         cfg = Config.fromfile(args.config)
     options = dict(args.cfg_options)
@@ -241,7 +246,7 @@ def _moved(value: Any, old: str, new: str) -> Any:
     return value
 
 
-def _check_file(path: str, what: str) -> None:
+def check_file(path: str, what: str) -> None:
     if '://' not in path and not Path(path).is_file():
         raise UserError(f'there is no {what} file {path}: check the path (working folder: {Path.cwd()})')
 
@@ -269,7 +274,7 @@ def _leaf_datasets(dataset: Mapping) -> Iterator[Mapping]:
         yield from _leaf_datasets(part)
 
 
-def _check_toolkit(scope: str) -> None:
+def check_toolkit(scope: str) -> None:
     """mmcv with operators and the toolkit ``scope`` with its models can be imported."""
     with _install_errors():
         import mmcv

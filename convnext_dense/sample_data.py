@@ -18,6 +18,7 @@ import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -46,6 +47,11 @@ NAMES = {
 VAL_DIGITS = 400  # of 1,797; the others are for training
 RECORD = 'sample_data.json'
 CONTOUR_SCALE = 4  # contours are traced on an enlarged mask, to lie within an eighth of a pixel of its edge
+
+
+def progress(items: Sequence) -> Iterable:
+    """``items`` with a progress bar on a terminal; logs are spared its thousand states."""
+    return track_iter_progress(items) if sys.stdout.isatty() else items
 
 
 @dataclass(frozen=True)
@@ -139,8 +145,8 @@ def write_coco(folder: Path, split: str, sources: Sources, count: int, names: st
     images, annotations = [], []
     image_dir = folder / f'{split}2017'
     image_dir.mkdir(parents=True)
-    print(f'COCO layout, {split}:')
-    for i in track_iter_progress(range(1, count + 1)):
+    print(f'COCO layout, {split}: {count} images')
+    for i in progress(range(1, count + 1)):
         image, objects = compose(sources, SCENES['coco'], rng)
         name = f'{i:012d}.jpg'
         cv2.imwrite(str(image_dir / name), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
@@ -161,8 +167,8 @@ def write_ade(folder: Path, split: str, sources: Sources, count: int, rng: np.ra
     dirs = {kind: folder / kind / part for kind in ('images', 'annotations')}
     for path in dirs.values():
         path.mkdir(parents=True)
-    print(f'ADE20K layout, {split}:')
-    for i in track_iter_progress(range(1, count + 1)):
+    print(f'ADE20K layout, {split}: {count} images')
+    for i in progress(range(1, count + 1)):
         image, objects = compose(sources, SCENES['ade'], rng)
         labels = np.zeros(image.shape[:2], np.uint8)
         for digit, mask in objects:

@@ -6,8 +6,10 @@ import pytest
 import torch
 from conftest import ROOT
 from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS
+from mmengine.registry import DATASETS, MODELS
+from torch import nn
 
 from convnext_dense import ConvNeXt
 from convnext_dense.launch import fit_to_machine
@@ -132,6 +134,41 @@ def test_layer_decay_of_the_recipe(row):
     lowest = float(row['lr']) * float(row['decay_rate'])**(int(row['num_layers']) + 1)
     assert min(group['lr'] for group in groups) == pytest.approx(lowest)
     assert max(group['lr'] for group in groups) == float(row['lr'])
+
+
+@pytest.mark.parametrize('row', read('recipes.csv'), ids=lambda row: row['config'])
+def test_one_training_step(row, official_names, monkeypatch):
+    """Loss and backward at reduced size; every parameter gets a gradient, so DDP finds none unused."""
+    monkeypatch.setenv('CONVNEXT_DENSE_DATA', str(official_names))
+    # Truncation is what makes the initialisation of 350 M parameters slow.
+    monkeypatch.setattr(nn.init, 'trunc_normal_', lambda weight, std: nn.init.normal_(weight, std=std))
+    cfg = load(row['config'] + '.py')
+    fit_to_machine(cfg, 'none')
+    detector = cfg.default_scope == 'mmdet'
+    dataset = cfg.train_dataloader.dataset
+    resize = dict(type='Resize', scale=(96, 96))
+    if detector:
+        dataset.pipeline = [dict(type='LoadImageFromFile'),
+                            dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+                            resize, dict(type='PackDetInputs')]
+        rcnn = cfg.model.train_cfg.rcnn
+        for stage in rcnn if isinstance(rcnn, list) else [rcnn]:
+            stage.sampler.num = 16
+        cfg.model.train_cfg.rpn_proposal.max_per_img = 100
+    else:
+        dataset.pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', reduce_zero_label=True),
+                            resize, dict(type='PackSegInputs')]
+        cfg.model.data_preprocessor.size = (96, 96)
+    cfg.model.backbone.drop_path_rate = 0.
+    cfg.model.backbone.init_cfg = None
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model).train()
+    batch = model.data_preprocessor(pseudo_collate([DATASETS.build(dataset)[i] for i in range(2)]), training=True)
+    loss, log = model.parse_losses(model(**batch, mode='loss'))
+    assert torch.isfinite(loss)
+    loss.backward()
+    without = [name for name, param in model.named_parameters() if param.grad is None]
+    assert without == []
 
 
 def test_nothing_but_the_recipes_and_the_demo():

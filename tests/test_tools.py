@@ -203,7 +203,7 @@ def test_gpu_keeps_mixed_precision(monkeypatch):
     cfg = Config.fromfile(CASCADE_B)
     assert fit_to_machine(cfg, 'pytorch') == []
     assert fit_to_machine(cfg, 'none') == ['one process: SyncBN runs as BN']
-    assert cfg.optim_wrapper.type == 'AmpOptimWrapper' and cfg.env_cfg.dist_cfg.backend == 'nccl'
+    assert cfg.optim_wrapper.type == 'AmpOptimWrapper' and 'model_wrapper_cfg' not in cfg
     assert {head.norm_cfg.type for head in cfg.model.roi_head.bbox_head} == {'BN'}
 
 
