@@ -3,12 +3,12 @@ import itertools
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from conftest import ROOT
@@ -55,11 +55,11 @@ def test_no_unused_parameters(tmp_path):
     assert (tmp_path / 'done.0').read_text() == str(sum(2**last * (last + 2) for last in range(4)))
 
 
-def launch(script: str, *args: object, data: Path, **options) -> subprocess.Popen:
+def launch(script: str, *args: object, data: Path) -> subprocess.Popen:
     env = dict(os.environ, PYTHON=sys.executable, PORT=str(free_port()), OMP_NUM_THREADS='1',
                CONVNEXT_DENSE_DATA=str(data))
     return subprocess.Popen([str(ROOT / 'tools' / script), *map(str, args)], env=env, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 SHORT = ('--cfg-options', 'train_cfg.max_epochs=1', 'train_cfg.val_interval=1')
@@ -89,7 +89,7 @@ def test_killed_processes_resume(seed, digits, tmp_path):
     """All processes killed at some iteration behind the first checkpoint; the rate and the state go on."""
     options = ('--work-dir', tmp_path, '--cfg-options', 'train_cfg.max_epochs=4', 'train_cfg.val_interval=4',
                'default_hooks.logger.interval=1', 'train_dataloader.batch_size=4', 'randomness.seed=0')
-    process = launch('dist_train.sh', MASK_RCNN, 2, *options, data=digits, start_new_session=True)
+    process = launch('dist_train.sh', MASK_RCNN, 2, *options, data=digits)
     epoch, iteration = 2 + seed % 2, 1 + seed
     rates = {}
     for line in process.stdout:
@@ -98,7 +98,9 @@ def test_killed_processes_resume(seed, digits, tmp_path):
             rates[found[1], found[2]] = found[3]
             if (int(found[1]), int(found[2])) >= (epoch, iteration):
                 break
-    os.killpg(process.pid, signal.SIGKILL)
+    # torchrun gives its workers sessions of their own.
+    for part in [*psutil.Process(process.pid).children(recursive=True), process]:
+        part.kill()
     process.wait()
     saved = torch.load((tmp_path / 'last_checkpoint').read_text())
     resumed = launch('dist_train.sh', MASK_RCNN, 2, '--resume', *options, data=digits)
