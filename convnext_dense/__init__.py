@@ -11,9 +11,10 @@ except ModuleNotFoundError as error:
 from .backbone import ARCHS, ConvNeXt
 from .errors import UserError
 from .layer_decay import ConvNeXtLayerDecayConstructor
+from .load_hook import ConvNeXtLoadHook
 from .version import __version__
 from .weights import allow_mmengine_checkpoints
 
 allow_mmengine_checkpoints()
 
-__all__ = ['ARCHS', 'ConvNeXt', 'ConvNeXtLayerDecayConstructor', 'UserError', '__version__']
+__all__ = ['ARCHS', 'ConvNeXt', 'ConvNeXtLayerDecayConstructor', 'ConvNeXtLoadHook', 'UserError', '__version__']

@@ -10,13 +10,14 @@ import math
 from collections.abc import Sequence
 
 import torch
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, PretrainedInit
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .errors import UserError
-from .weights import fit_state_dict, loading_errors
+from .weight_files import licence_of, read
+from .weights import fit_state_dict
 
 # Blocks and channels of each stage: V1 paper section 3 and Table 12, V2 paper Table 15 (atto to nano, huge).
 ARCHS: dict[str, dict[str, tuple[int, ...]]] = {
@@ -153,7 +154,8 @@ class ConvNeXt(BaseModule):
         act_cfg: ``dict(type='GELU')`` as in mmpretrain, or None, which is the same.
         linear_pw_conv: As in mmpretrain; a Linear and a 1x1 convolution are the same function, ours is the Linear.
         gap_before_final_norm: Must be False: a pooled vector is no feature map.
-        pretrained: A file or URL, short for ``init_cfg=dict(type='Pretrained', checkpoint=...)``.
+        pretrained: A weight file, short for ``init_cfg=dict(type='Pretrained', checkpoint=...)``: a path, URL,
+            ``hf-hub:org/name``, ``timm:name`` or the short name of an official file, in any format of the README.
         init_cfg: mmengine's initialisation config. Without it: truncated normal of 0.02 for every convolution and
             Linear, zero biases (official).
 
@@ -315,14 +317,43 @@ class ConvNeXt(BaseModule):
     def init_weights(self) -> None:
         """Load what ``init_cfg`` names; the official initialisation was done at construction.
 
+        ``dict(type='Pretrained', checkpoint=SOURCE)`` takes every source of :func:`weight_files.fetch`; its ``prefix``
+        chooses among several ConvNeXts in one file.
+
         Raises:
             UserError: The file cannot be had or does not fit.
         """
-        with loading_errors(self.init_cfg):
+        configs = [self.init_cfg] if isinstance(self.init_cfg, dict) else list(self.init_cfg or ())
+        pretrained = [cfg for cfg in configs if cfg['type'] in ('Pretrained', PretrainedInit)]
+        whole, again = self.init_cfg, self.is_init
+        # mmengine's own Pretrained knows neither our sources nor safe reading in every version of it.
+        self.init_cfg = [cfg for cfg in configs if cfg not in pretrained]
+        try:
             super().init_weights()
+        finally:
+            self.init_cfg = whole
+        for cfg in () if again else pretrained:
+            self._load_pretrained(cfg['checkpoint'], cfg.get('prefix'))
+
+    def _load_pretrained(self, source: str, prefix: str | None) -> None:
+        try:
+            checkpoint = read(source)
+        except UserError as error:
+            raise UserError(
+                f'the pretrained weights {source} could not be read ({error}); or give another file as '
+                'model.backbone.init_cfg.checkpoint, or train from scratch with '
+                '--cfg-options model.backbone.init_cfg=None') from error
+        try:
+            state = fit_state_dict(self, checkpoint, prefix, licence_of(source))
+        except UserError as error:
+            raise UserError(f'{source}: {error}') from error
+        with torch.no_grad():
+            for name, param in self.named_parameters():
+                param.copy_(state[name])
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         # Called by every way of loading: load_state_dict, init_cfg, a checkpoint of the model around this one.
         own = {key[len(prefix):]: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
-        state_dict.update({prefix + key: value for key, value in fit_state_dict(self, own).items()})
+        fitted = fit_state_dict(self, own, place=prefix)
+        state_dict.update({prefix + key: value for key, value in fitted.items()})
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

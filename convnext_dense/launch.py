@@ -22,9 +22,11 @@ from mmengine.dist import is_main_process
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 
 from .errors import UserError
+from .load_hook import ConvNeXtLoadHook
+from .weight_files import SCHEME, check_source, only_safe_loading
 
 TTA_RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # official multi-scale test
 DATA_VARIABLE = 'CONVNEXT_DENSE_DATA'
@@ -65,7 +67,7 @@ def train(args: argparse.Namespace) -> None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
     if cfg.get('load_from'):
-        _check_file(cfg.load_from, 'checkpoint')
+        check_source(cfg.load_from, 'checkpoint')
     _check_data(cfg, ('train', 'val') if cfg.get('val_dataloader') else ('train',))
     _run(cfg, args.launcher, 'train')
 
@@ -76,7 +78,7 @@ def test(args: argparse.Namespace) -> None:
     Raises:
         UserError: Something given cannot be used.
     """
-    _check_file(args.checkpoint, 'checkpoint')
+    check_source(args.checkpoint, 'checkpoint')
     cfg = _read_config(args)
     cfg.load_from = args.checkpoint
     if args.tta:
@@ -198,12 +200,18 @@ def _nothing_detected(evaluator: Evaluator) -> dict[str, float] | None:
 def _run(cfg: Config, launcher: str, task: str) -> None:
     _check_toolkit(cfg.get('default_scope') or 'mmengine')
     changes = fit_to_machine(cfg, launcher)
+    if cfg.get('resume') and not cfg.get('load_from'):
+        cfg.load_from = find_latest_checkpoint(cfg.work_dir)
+    if cfg.get('load_from'):
+        cfg.load_from = SCHEME + cfg.load_from  # read safely, from every source
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     if is_main_process():  # known only now
         print(*changes, sep='\n', flush=True)
     kept = MetricsHook()
     runner.register_hook(kept)
-    getattr(runner, task)()
+    runner.register_hook(ConvNeXtLoadHook(whole_model=task == 'test'))
+    with only_safe_loading():
+        getattr(runner, task)()
     if not is_main_process():
         return
     if kept.metrics is None:
