@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .errors import UserError
 from .weight_files import licence_of, read
-from .weights import fit_state_dict
+from .weights import DEFAULT_KERNEL_SIZE, fit_state_dict
 
 # Blocks and channels of each stage: V1 paper section 3 and Table 12, V2 paper Table 15 (atto to nano, huge).
 ARCHS: dict[str, dict[str, tuple[int, ...]]] = {
@@ -79,10 +79,10 @@ class DropPath(nn.Module):
 class Block(nn.Module):
     """One residual block (V1 paper, Figure 4): depthwise 7x7, LayerNorm, Linear, GELU, (GRN), Linear, layer scale."""
 
-    def __init__(self, channels: int, drop_path: float, layer_scale_init_value: float, use_grn: bool,
-                 eps: float) -> None:
+    def __init__(self, channels: int, drop_path: float, layer_scale_init_value: float, use_grn: bool, eps: float,
+                 kernel_size: int) -> None:
         super().__init__()
-        self.dwconv = nn.Conv2d(channels, channels, kernel_size=7, padding=3, groups=channels)
+        self.dwconv = nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
         self.norm = nn.LayerNorm(channels, eps=eps)
         self.pwconv1 = nn.Linear(channels, 4 * channels)
         self.act = nn.GELU()
@@ -139,7 +139,8 @@ class ConvNeXt(BaseModule):
 
     Args:
         arch: A name in :data:`ARCHS`, or a dict of ``depths`` and ``channels`` (or ``dims``), four numbers each.
-        in_channels: Channels of the input image.
+        in_channels: Channels of the input image. Weights for 3 are adapted to another number as in timm: their sum for
+            1, repeated red, green, blue for more.
         out_indices: The stages to output, ascending; an int, a list or a tuple. Negative ones count from the last
             stage. Stages behind the last output are not built, and only outputs have a norm (``norm0`` to ``norm3``).
         drop_path_rate: Stochastic depth of the last block; grows linearly from 0 at the first block of the arch.
@@ -150,6 +151,7 @@ class ConvNeXt(BaseModule):
             freeze nothing. Output norms are new to ImageNet weights and always train.
         with_cp: Checkpoint each block: its activations are recomputed in the backward pass.
         stem_patch_size: Kernel and stride of the stem.
+        kernel_size: Side of the depthwise kernels, odd. Weights of another size are interpolated where it is not 7.
         norm_cfg: ``dict(type='LN2d', eps=...)`` as in mmpretrain; None is an eps of 1e-6.
         act_cfg: ``dict(type='GELU')`` as in mmpretrain, or None, which is the same.
         linear_pw_conv: As in mmpretrain; a Linear and a 1x1 convolution are the same function, ours is the Linear.
@@ -177,6 +179,7 @@ class ConvNeXt(BaseModule):
                  frozen_stages: int = 0,
                  with_cp: bool = False,
                  stem_patch_size: int = 4,
+                 kernel_size: int = DEFAULT_KERNEL_SIZE,
                  norm_cfg: dict | None = None,
                  act_cfg: dict | None = None,
                  linear_pw_conv: bool = True,
@@ -209,6 +212,10 @@ class ConvNeXt(BaseModule):
         if act_cfg not in (None, dict(type='GELU')):
             raise UserError(f"ConvNeXt activates by GELU, found act_cfg={act_cfg}: use dict(type='GELU') or leave it "
                             'out')
+        if type(kernel_size) is not int or kernel_size < 1 or kernel_size % 2 == 0:
+            raise UserError(f'ConvNeXt needs an odd kernel_size, found {kernel_size}: the official one is '
+                            f'{DEFAULT_KERNEL_SIZE}')
+        self.kernel_size = kernel_size
         self.frozen_stages = frozen_stages
         self.with_cp = with_cp
         # Below this side, the last stage that is built would be empty.
@@ -228,7 +235,8 @@ class ConvNeXt(BaseModule):
             self.downsample_layers.append(downsample)
             first = sum(self.depths[:i])
             self.stages.append(nn.Sequential(*(
-                Block(width, rate, layer_scale_init_value, use_grn, eps) for rate in rates[first:first + blocks])))
+                Block(width, rate, layer_scale_init_value, use_grn, eps, kernel_size)
+                for rate in rates[first:first + blocks])))
         for i in self.out_indices:
             self.add_module(f'norm{i}', LayerNorm2d(self.channels[i], eps=eps))
 

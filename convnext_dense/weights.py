@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from mmengine.logging import HistoryBuffer, print_log
 from torch import Tensor
 
@@ -170,6 +171,7 @@ WRAPPED_MODULES = re.compile(r'_orig_mod\.|_checkpoint_wrapped_module\.|_fsdp_wr
 # `model_ema` is there too, and `teacher` is what DINO and mmdet's semi-supervised detectors test with.
 SECOND_CHOICE = {'model_ema', 'ema_state_dict', 'state_dict_ema', 'ema_model', 'ema', 'student'}
 MAX_WRAPPERS, MAX_TENSORS = 6, 100_000
+DEFAULT_KERNEL_SIZE = 7
 
 
 def tensors_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -277,17 +279,25 @@ def choose(backbones: list[Backbone], prefix: str | None = None) -> Backbone:
 
 def fit_state_dict(model: ConvNeXt, found: Mapping[str, Any], prefix: str | None = None, note: str = '',
                    place: str = '') -> dict[str, Tensor]:
-    """The state dict of ``model`` out of a checkpoint in any dialect; logs one line.
+    """The state dict of ``model`` out of a checkpoint, as :func:`match`; logs its line with ``note`` behind it."""
+    state, line = match(model, found, prefix, place)
+    print_log('; '.join(filter(None, (line, note))), logger='current')
+    return state
+
+
+def match(model: ConvNeXt, found: Mapping[str, Any], prefix: str | None = None, place: str = ''
+          ) -> tuple[dict[str, Tensor], str]:
+    """The state dict of ``model`` out of a checkpoint in any dialect.
 
     Args:
         model: The module to fill; its tensors say what is wanted.
         found: A state dict, or a whole checkpoint around one.
         prefix: Which ConvNeXt, where the checkpoint has several; see :func:`choose`.
-        note: Ends the logged line: a licence.
         place: Where the model is in the model around it, for messages.
 
     Returns:
-        One tensor for each of ``model``; output norms that ``found`` lacks keep their present values.
+        One tensor for each of ``model``, where output norms that ``found`` lacks keep their present values; and a line
+        that says what was found.
 
     Raises:
         UserError: A tensor of the model other than the output norms has no match, a tensor of the file has no use, or a
@@ -312,7 +322,7 @@ def fit_state_dict(model: ConvNeXt, found: Mapping[str, Any], prefix: str | None
            and not any(f'{name.split(".")[0]}.{part}' in given for part in ('weight', 'bias'))]
     missing = [name for name in wanted if name not in given and name not in new]
     unknown = chosen.surplus + [chosen.names[name] for name in given if name not in wanted]
-    changes: list[str] = []
+    given, changes = _adapted(model, given)
     differing = []
     for name in (name for name in wanted if name in given):
         value, shape = given[name], tuple(wanted[name].shape)
@@ -327,8 +337,37 @@ def fit_state_dict(model: ConvNeXt, found: Mapping[str, Any], prefix: str | None
                                 ('tensors of the file are not in the model', unknown),
                                 ('shapes differ', differing)) if names) + _advice(model, chosen))
 
-    print_log(_summary(model, chosen, given, new, left_out, changes, backbones, note), logger='current')
-    return {**given, **{name: wanted[name] for name in new}}
+    line = _summary(model, chosen, given, new, left_out, changes, backbones)
+    return {**given, **{name: wanted[name] for name in new}}, line
+
+
+def _adapted(model: ConvNeXt, given: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """``given`` for a model that was asked for with other input channels or kernels, and what was done."""
+    changes = []
+    stem = 'downsample_layers.0.0.weight'
+    wanted, value = model.get_parameter(stem), given.get(stem)
+    if value is not None and value.ndim == 4 and value.shape[1] == 3 != wanted.shape[1]:
+        channels = wanted.shape[1]
+        if channels == 1:
+            adapted = value.float().sum(1, keepdim=True)
+        else:  # red, green, blue, red, ... at the strength of three channels
+            adapted = value.float().repeat(1, math.ceil(channels / 3), 1, 1)[:, :channels] * (3 / channels)
+        given = {**given, stem: adapted.to(value.dtype)}
+        changes.append(f'the stem is adapted from 3 to {channels} input channels')
+    side = model.kernel_size
+    kernels = {name: value for name, value in given.items() if name.endswith('.dwconv.weight') and value.ndim == 4
+               and value.shape[2] == value.shape[3] != side}
+    if side != DEFAULT_KERNEL_SIZE and kernels:  # asked for explicitly
+        before = next(iter(kernels.values())).shape[2]
+        given = {**given, **{name: _resized(value, side) for name, value in kernels.items()}}
+        changes.append(f'depthwise kernels are interpolated from {before}x{before} to {side}x{side}')
+    return given, changes
+
+
+def _resized(kernel: Tensor, side: int) -> Tensor:
+    """(C, 1, k, k) -> (C, 1, side, side) of about the same sum."""
+    resized = F.interpolate(kernel.float(), size=(side, side), mode='bicubic', align_corners=False)
+    return (resized * (kernel.shape[2] / side)**2).to(kernel.dtype)
 
 
 def _is_left_out(model: ConvNeXt, name: str) -> bool:
@@ -341,33 +380,27 @@ def _is_left_out(model: ConvNeXt, name: str) -> bool:
 
 
 def _summary(model: ConvNeXt, chosen: Backbone, given: Mapping[str, Tensor], new: list[str], left_out: Iterable[str],
-             changes: Iterable[str], backbones: Iterable[Backbone], note: str) -> str:
+             changes: Iterable[str], backbones: Iterable[Backbone]) -> str:
     norms = sorted({name.split('.')[0] for name in new})
     dtypes = sorted({str(value.dtype).removeprefix('torch.') for value in given.values()} - {'float32'})
     prefix = f' (prefix {chosen.prefix!r})' if chosen.prefix else ''
     unused = sorted(backbone.prefix for backbone in backbones if backbone is not chosen)
     stages = sorted({name.split('.')[1] for name in left_out if not name.startswith('norm')})
-    name, file = _arch(model.depths, model.channels).strip("'"), arguments_of(chosen.tensors)['arch']
+    arch = _arch(model.depths, model.channels)
+    name = arch if isinstance(arch, str) else as_written({'arch': arch}).removeprefix('arch=')
+    file = as_written({'arch': arguments_of(chosen.tensors)['arch']})
     return '; '.join((
         f'ConvNeXt {name}: {len(given)} of {sum(1 for _ in model.parameters()) - len(new)} tensors from '
         f'{"an" if chosen.dialect.name[0] in "ho" else "a"} {chosen.dialect.name} file{prefix}',
         *([f'stored as {", ".join(dtypes)}'] if dtypes else []),
         *changes,
         *([f'{", ".join(norms)} start new, as they must for ImageNet weights'] if norms else []),
-        *([f'stage {", ".join(stages)} of the file (arch={file}) is not built by out_indices'] if stages else []),
-        *([f'not taken: the copy at {", ".join(map(repr, unused))}'] if unused else []),
-        *([note] if note else [])))
+        *([f'stage {", ".join(stages)} of the file ({file}) is not built by out_indices'] if stages else []),
+        *([f'not taken: the copy at {", ".join(map(repr, unused))}'] if unused else [])))
 
 
-def _arch(depths: tuple[int, ...], channels: tuple[int, ...]) -> str:
-    """As it is written in a config."""
-    from .backbone import ARCHS  # backbone.py imports this module
-    names = [name for name, arch in ARCHS.items() if (arch['depths'], arch['channels']) == (depths, channels)]
-    return repr(names[0]) if names else f'dict(depths={list(depths)}, channels={list(channels)})'
-
-
-def arguments_of(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """The arguments of ConvNeXt that weights under our names ask for, as they are written in a config."""
+def arguments_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The arguments of ConvNeXt that weights under our names ask for."""
     def shape(name: str) -> tuple[int, ...]:
         return tuple(tensors[name].shape) if name in tensors and tensors[name].ndim == 4 else ()
 
@@ -382,10 +415,26 @@ def arguments_of(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     scaled = any(re.match(r'stages.*\d\.gamma', name) for name in tensors)
     return {
         'arch': _arch(depths, channels),
-        'use_grn': str(any('.grn.' in name for name in tensors)),
-        'layer_scale_init_value': '1.0' if scaled else '0',
-        **({'in_channels': str(stem[1]), 'stem_patch_size': str(stem[2])} if stem else {}),
-        **({'kernel_size': str(kernel[2])} if kernel else {})}
+        'use_grn': any('.grn.' in name for name in tensors),
+        'layer_scale_init_value': 1.0 if scaled else 0,
+        **(dict(in_channels=stem[1], stem_patch_size=stem[2]) if stem else {}),
+        **(dict(kernel_size=kernel[2]) if kernel else {})}
+
+
+def _arch(depths: tuple[int, ...], channels: tuple[int, ...]) -> str | dict[str, tuple[int, ...]]:
+    from .backbone import ARCHS  # backbone.py imports this module
+    arch = dict(depths=depths, channels=channels)
+    return next((name for name, known in ARCHS.items() if known == arch), arch)
+
+
+def as_written(arguments: Mapping[str, Any]) -> str:
+    """Arguments as they stand in a config."""
+    def value(item: Any) -> str:
+        if isinstance(item, dict):
+            return f'dict({as_written({key: list(numbers) for key, numbers in item.items()})})'
+        return repr(item)
+
+    return ', '.join(f'{key}={value(item)}' for key, item in arguments.items())
 
 
 def _advice(model: ConvNeXt, chosen: Backbone) -> str:
@@ -394,11 +443,11 @@ def _advice(model: ConvNeXt, chosen: Backbone) -> str:
     own['arch'] = _arch(model.depths, model.channels)  # with the stages that out_indices leaves out
     differing = [key for key in file if file[key] != own.get(key)]
     text = (f': the file ({chosen.dialect.name} names, prefix {chosen.prefix!r}) looks like '
-            f'arch={file["arch"]}, the model is arch={own["arch"]}; ')
+            f'{as_written({"arch": file["arch"]})}, the model is {as_written({"arch": own["arch"]})}; ')
     if not differing:
         return text + 'the file is incomplete or damaged: give another one'
-    return (text + f'set {", ".join(f"{key}={file[key]}" for key in differing)} in the backbone, or give a file for '
-            f'{", ".join(f"{key}={own[key]}" for key in differing if key in own)}')
+    return (text + f'set {as_written({key: file[key] for key in differing})} in the backbone, or give a file for '
+            f'{as_written({key: own[key] for key in differing if key in own})}')
 
 
 def allow_mmengine_checkpoints() -> None:

@@ -43,10 +43,14 @@ def redraw(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
 def assert_equal_outputs(outputs, expected, bound=1e-5):
     assert len(outputs) == len(expected) == 4
     for out, want in zip(outputs, expected):
-        assert (out - want).norm() <= bound * want.norm()
+        assert relative(out, want) <= bound
 
 
 def plain_norm(x: torch.Tensor) -> torch.Tensor:
@@ -590,6 +594,38 @@ def test_a_load_without_a_backbone_raises(state, tmp_path):
     torch.save(state, tmp_path / 'file.pth')
     with pytest.raises(UserError, match='none of its tensors|holds no ConvNeXt'):
         runner_of(tmp_path, load_from=str(tmp_path / 'file.pth')).load_or_resume()
+
+
+# ---- shapes that are changed on purpose
+
+
+@pytest.mark.parametrize('channels', [1, 2, 4, 7])
+def test_other_input_channels_are_adapted_as_in_timm(channels, logged):
+    from timm.models._manipulate import adapt_input_conv
+    state = fill(official_layout(MICRO, False))
+    model = ConvNeXt(MICRO, in_channels=channels)
+    model.load_state_dict(state)
+    stem = 'downsample_layers.0.0.weight'
+    torch.testing.assert_close(model.get_parameter(stem), adapt_input_conv(channels, state[stem]))
+    assert f'the stem is adapted from 3 to {channels} input channels' in logged[-1]
+    with pytest.raises(UserError, match=f'set in_channels={channels} in the backbone'):
+        ConvNeXt(MICRO).load_state_dict(model.state_dict())
+    again = ConvNeXt(MICRO, in_channels=channels)
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again.get_parameter(stem), model.get_parameter(stem)) and 'adapted' not in logged[-1]
+
+
+@pytest.mark.parametrize('side', [3, 5, 9])
+def test_other_kernel_sizes_are_interpolated_when_asked_for(side, logged):
+    state = fill(official_layout(MICRO, False))
+    state['stages.0.0.dwconv.weight'] = torch.full((8, 1, 7, 7), 2.)  # its sum is kept
+    model = ConvNeXt(MICRO, kernel_size=side)
+    model.load_state_dict(state)
+    torch.testing.assert_close(model.stages[0][0].dwconv.weight, torch.full((8, 1, side, side), 2 * 49 / side**2))
+    assert f'depthwise kernels are interpolated from 7x7 to {side}x{side}' in logged[-1]
+    assert [tuple(out.shape[2:]) for out in model(IMAGE)] == [(16, 16), (8, 8), (4, 4), (2, 2)]
+    with pytest.raises(UserError, match=f'set kernel_size={side} in the backbone, or give a file for kernel_size=7'):
+        ConvNeXt(MICRO).load_state_dict(model.state_dict())
 
 
 # ---- property: no change to a file makes a load partial without a word
