@@ -97,8 +97,8 @@ def test_inspect(tmp_path, tool):
         'kernel_size=7',
         'tensors    178 of the backbone, 27.8 million numbers', 'dtype      float16', 'norms      no output norms',
         'licence    unknown, ask where the file comes from',
-        "loads      ConvNeXt tiny: 178 of 178 tensors from an official file (prefix 'model.'); stored as float16; norm0, "
-        "norm1, norm2, norm3 start new, as they must for ImageNet weights; not taken: the copy at 'model_ema.'"]
+        "loads      ConvNeXt tiny: 178 of 178 tensors from an official file (prefix 'model.'); stored as float16; "
+        "norm0, norm1, norm2, norm3 start new, as they must for ImageNet weights; not taken: the copy at 'model_ema.'"]
     assert "prefix     'model_ema.'" in tool('convert_checkpoint', tmp_path / 'in.pth', '--inspect', '--prefix',
                                              'model_ema.')[1]
     del state['stages.0.0.gamma']
