@@ -197,6 +197,7 @@ def _nothing_detected(evaluator: Evaluator) -> dict[str, float] | None:
             for name in ('mAP', 'mAP_50', 'mAP_75')} or None
 
 
+@only_safe_loading()
 def _run(cfg: Config, launcher: str, task: str) -> None:
     _check_toolkit(cfg.get('default_scope') or 'mmengine')
     changes = fit_to_machine(cfg, launcher)
@@ -210,8 +211,7 @@ def _run(cfg: Config, launcher: str, task: str) -> None:
     kept = MetricsHook()
     runner.register_hook(kept)
     runner.register_hook(ConvNeXtLoadHook(whole_model=task == 'test'))
-    with only_safe_loading():
-        getattr(runner, task)()
+    getattr(runner, task)()
     if not is_main_process():
         return
     if kept.metrics is None:

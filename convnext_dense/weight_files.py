@@ -18,6 +18,7 @@ from mmengine.dist import barrier
 from mmengine.runner import CheckpointLoader
 
 from .errors import UserError
+from .weights import allow_mmengine_checkpoints
 
 FOLDER_VARIABLE = 'CONVNEXT_DENSE_WEIGHTS'
 ENDINGS = ('', '.pth', '.pt', '.safetensors')
@@ -85,7 +86,9 @@ def fetch(source: str) -> Path:
 
 
 def read(source: str, trust: bool = False) -> Any:
-    """What is in a weight file, tensors memory-mapped where its format allows, without running any of it.
+    """What is in a weight file, without running any of it.
+
+    Tensors are memory-mapped where the format allows: the file must not be written to while they are in use.
 
     Args:
         source: As in :func:`fetch`, or a URL of a scheme that mmengine knows (``s3://``, ``open-mmlab://``).
@@ -127,6 +130,7 @@ def read_file(path: Path, trust: bool = False, mmap: bool = True) -> Any:
     try:
         if is_plain_pickle:
             return pickle.loads(path.read_bytes())
+        allow_mmengine_checkpoints()  # again: onedl-mmengine's own loader takes some of it back
         # The form of torch < 1.6 cannot be memory-mapped.
         return torch.load(path, map_location='cpu', weights_only=not trust, mmap=mmap and is_zip)
     except Exception as error:  # a file from elsewhere can fail in every way

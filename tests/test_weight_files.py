@@ -17,7 +17,7 @@ from mmengine.runner import CheckpointLoader
 from test_weights import MICRO, V2, fill, official_layout, runner_of, toy
 
 from convnext_dense import ConvNeXt, UserError
-from convnext_dense.weight_files import check_source, fetch, official_files, only_safe_loading, read
+from convnext_dense.weight_files import check_source, fetch, official_files, only_safe_loading, read, read_file
 
 
 class Hostile:
@@ -173,7 +173,7 @@ def test_only_safe_loading_holds_for_every_loader(tmp_path, distribution, monkey
 def test_code_in_the_meta_of_a_checkpoint_is_never_executed(key, scheme, tmp_path):
     runner_of(tmp_path).train()
     path, mark = tmp_path / 'work/iter_1.pth', tmp_path / 'mark'
-    checkpoint = torch.load(path)
+    checkpoint = read_file(path, mmap=False)
     checkpoint['meta'][key] = f'import pathlib\npathlib.Path({str(mark)!r}).write_text("ran")\n'
     checkpoint['meta']['seed'] = 5
     torch.save(checkpoint, path)

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from convnext_dense import ARCHS, ConvNeXt, UserError
 from convnext_dense.load_hook import ConvNeXtLoadHook
+from convnext_dense.weight_files import read_file
 from convnext_dense.weights import DIALECTS
 
 MICRO = dict(depths=[1, 1, 2, 1], channels=[8, 16, 24, 32])
@@ -395,7 +396,7 @@ def test_every_way_in(way, wrapper, tmp_path):
         if way == 'resume':
             trained = runner_of(tmp_path)
             trained.train()
-            saved = torch.load(tmp_path / 'work/iter_1.pth')
+            saved = read_file(tmp_path / 'work/iter_1.pth', mmap=False)
             saved.pop('state_dict')
             torch.save({**checkpoint, **saved}, path)
         # As the tools do it, read by our scheme.
