@@ -17,6 +17,7 @@ from mmengine.registry import Registry, root
 from .backbone import ARCHS, ConvNeXt
 from .errors import UserError
 from .layer_decay import ConvNeXtLayerDecayConstructor
+from .load_hook import ConvNeXtLoadHook
 from .version import __version__
 from .weights import allow_mmengine_checkpoints
 
@@ -36,4 +37,4 @@ if importlib.util.find_spec('mmseg'):
     except importlib.metadata.PackageNotFoundError:
         MODULE2PACKAGE['mmseg'] = 'mmseg'  # by module as well
 
-__all__ = ['ARCHS', 'ConvNeXt', 'ConvNeXtLayerDecayConstructor', 'UserError', '__version__']
+__all__ = ['ARCHS', 'ConvNeXt', 'ConvNeXtLayerDecayConstructor', 'ConvNeXtLoadHook', 'UserError', '__version__']

@@ -10,13 +10,14 @@ import math
 from collections.abc import Sequence
 
 import torch
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, PretrainedInit
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .errors import UserError
-from .weights import fit_state_dict, loading_errors
+from .weight_files import licence_of, read
+from .weights import DEFAULT_KERNEL_SIZE, fit_state_dict
 
 # Blocks and channels of each stage: V1 paper section 3 and Table 12, V2 paper Table 15 (atto to nano, huge).
 ARCHS: dict[str, dict[str, tuple[int, ...]]] = {
@@ -78,10 +79,10 @@ class DropPath(nn.Module):
 class Block(nn.Module):
     """One residual block (V1 paper, Figure 4): depthwise 7x7, LayerNorm, Linear, GELU, (GRN), Linear, layer scale."""
 
-    def __init__(self, channels: int, drop_path: float, layer_scale_init_value: float, use_grn: bool,
-                 eps: float) -> None:
+    def __init__(self, channels: int, drop_path: float, layer_scale_init_value: float, use_grn: bool, eps: float,
+                 kernel_size: int) -> None:
         super().__init__()
-        self.dwconv = nn.Conv2d(channels, channels, kernel_size=7, padding=3, groups=channels)
+        self.dwconv = nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
         self.norm = nn.LayerNorm(channels, eps=eps)
         self.pwconv1 = nn.Linear(channels, 4 * channels)
         self.act = nn.GELU()
@@ -138,7 +139,8 @@ class ConvNeXt(BaseModule):
 
     Args:
         arch: A name in :data:`ARCHS`, or a dict of ``depths`` and ``channels`` (or ``dims``), four numbers each.
-        in_channels: Channels of the input image.
+        in_channels: Channels of the input image. Weights for 3 are adapted to another number as in timm: their sum for
+            1, repeated red, green, blue for more.
         out_indices: The stages to output, ascending; an int, a list or a tuple. Negative ones count from the last
             stage. Stages behind the last output are not built, and only outputs have a norm (``norm0`` to ``norm3``).
         drop_path_rate: Stochastic depth of the last block; grows linearly from 0 at the first block of the arch.
@@ -149,11 +151,13 @@ class ConvNeXt(BaseModule):
             freeze nothing. Output norms are new to ImageNet weights and always train.
         with_cp: Checkpoint each block: its activations are recomputed in the backward pass.
         stem_patch_size: Kernel and stride of the stem.
+        kernel_size: Side of the depthwise kernels, odd. Weights of another size are interpolated where it is not 7.
         norm_cfg: ``dict(type='LN2d', eps=...)`` as in mmpretrain; None is an eps of 1e-6.
         act_cfg: ``dict(type='GELU')`` as in mmpretrain, or None, which is the same.
         linear_pw_conv: As in mmpretrain; a Linear and a 1x1 convolution are the same function, ours is the Linear.
         gap_before_final_norm: Must be False: a pooled vector is no feature map.
-        pretrained: A file or URL, short for ``init_cfg=dict(type='Pretrained', checkpoint=...)``.
+        pretrained: A weight file, short for ``init_cfg=dict(type='Pretrained', checkpoint=...)``: a path, URL,
+            ``hf-hub:org/name``, ``timm:name`` or the short name of an official file, in any format of the README.
         init_cfg: mmengine's initialisation config. Without it: truncated normal of 0.02 for every convolution and
             Linear, zero biases (official).
 
@@ -175,6 +179,7 @@ class ConvNeXt(BaseModule):
                  frozen_stages: int = 0,
                  with_cp: bool = False,
                  stem_patch_size: int = 4,
+                 kernel_size: int = DEFAULT_KERNEL_SIZE,
                  norm_cfg: dict | None = None,
                  act_cfg: dict | None = None,
                  linear_pw_conv: bool = True,
@@ -207,6 +212,10 @@ class ConvNeXt(BaseModule):
         if act_cfg not in (None, dict(type='GELU')):
             raise UserError(f"ConvNeXt activates by GELU, found act_cfg={act_cfg}: use dict(type='GELU') or leave it "
                             'out')
+        if type(kernel_size) is not int or kernel_size < 1 or kernel_size % 2 == 0:
+            raise UserError(f'ConvNeXt needs an odd kernel_size, found {kernel_size}: the official one is '
+                            f'{DEFAULT_KERNEL_SIZE}')
+        self.kernel_size = kernel_size
         self.frozen_stages = frozen_stages
         self.with_cp = with_cp
         # Below this side, the last stage that is built would be empty.
@@ -226,7 +235,8 @@ class ConvNeXt(BaseModule):
             self.downsample_layers.append(downsample)
             first = sum(self.depths[:i])
             self.stages.append(nn.Sequential(*(
-                Block(width, rate, layer_scale_init_value, use_grn, eps) for rate in rates[first:first + blocks])))
+                Block(width, rate, layer_scale_init_value, use_grn, eps, kernel_size)
+                for rate in rates[first:first + blocks])))
         for i in self.out_indices:
             self.add_module(f'norm{i}', LayerNorm2d(self.channels[i], eps=eps))
 
@@ -315,14 +325,43 @@ class ConvNeXt(BaseModule):
     def init_weights(self) -> None:
         """Load what ``init_cfg`` names; the official initialisation was done at construction.
 
+        ``dict(type='Pretrained', checkpoint=SOURCE)`` takes every source of :func:`weight_files.fetch`; its ``prefix``
+        chooses among several ConvNeXts in one file.
+
         Raises:
             UserError: The file cannot be had or does not fit.
         """
-        with loading_errors(self.init_cfg):
+        configs = [self.init_cfg] if isinstance(self.init_cfg, dict) else list(self.init_cfg or ())
+        pretrained = [cfg for cfg in configs if cfg['type'] in ('Pretrained', PretrainedInit)]
+        whole, again = self.init_cfg, self.is_init
+        # mmengine's own Pretrained knows neither our sources nor safe reading in every version of it.
+        self.init_cfg = [cfg for cfg in configs if cfg not in pretrained]
+        try:
             super().init_weights()
+        finally:
+            self.init_cfg = whole
+        for cfg in () if again else pretrained:
+            self._load_pretrained(cfg['checkpoint'], cfg.get('prefix'))
+
+    def _load_pretrained(self, source: str, prefix: str | None) -> None:
+        try:
+            checkpoint = read(source)
+        except UserError as error:
+            raise UserError(
+                f'the pretrained weights {source} could not be read ({error}); or give another file as '
+                'model.backbone.init_cfg.checkpoint, or train from scratch with '
+                '--cfg-options model.backbone.init_cfg=None') from error
+        try:
+            state = fit_state_dict(self, checkpoint, prefix, licence_of(source))
+        except UserError as error:
+            raise UserError(f'{source}: {error}') from error
+        with torch.no_grad():
+            for name, param in self.named_parameters():
+                param.copy_(state[name])
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         # Called by every way of loading: load_state_dict, init_cfg, a checkpoint of the model around this one.
         own = {key[len(prefix):]: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
-        state_dict.update({prefix + key: value for key, value in fit_state_dict(self, own).items()})
+        fitted = fit_state_dict(self, own, place=prefix)
+        state_dict.update({prefix + key: value for key, value in fitted.items()})
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

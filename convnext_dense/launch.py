@@ -23,9 +23,11 @@ from mmengine.dist import is_distributed, is_main_process
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 
 from .errors import UserError
+from .load_hook import ConvNeXtLoadHook
+from .weight_files import SCHEME, check_source, only_safe_loading
 
 TTA_RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # official multi-scale test
 DATA_VARIABLE = 'CONVNEXT_DENSE_DATA'
@@ -66,7 +68,7 @@ def train(args: argparse.Namespace) -> None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
     if cfg.get('load_from'):
-        check_file(cfg.load_from, 'checkpoint')
+        check_source(cfg.load_from, 'checkpoint')
     _check_data(cfg, ('train', 'val') if cfg.get('val_dataloader') else ('train',))
     _run(cfg, args.launcher, 'train')
 
@@ -77,7 +79,7 @@ def test(args: argparse.Namespace) -> None:
     Raises:
         UserError: Something given cannot be used.
     """
-    check_file(args.checkpoint, 'checkpoint')
+    check_source(args.checkpoint, 'checkpoint')
     cfg = read_config(args)
     cfg.load_from = args.checkpoint
     if args.tta:
@@ -198,16 +200,22 @@ def _nothing_detected(evaluator: Evaluator) -> dict[str, float] | None:
             for name in ('mAP', 'mAP_50', 'mAP_75')} or None
 
 
+@only_safe_loading()
 def _run(cfg: Config, launcher: str, task: str) -> None:
     check_toolkit(cfg.get('default_scope') or 'mmengine')
     changes = fit_to_machine(cfg, launcher)
     if launcher == 'pytorch' and get_device() == 'cpu' and not is_distributed():
         torch.distributed.init_process_group('gloo')  # mmengine's own set-up chooses a GPU first
+    if cfg.get('resume') and not cfg.get('load_from'):
+        cfg.load_from = find_latest_checkpoint(cfg.work_dir)
+    if cfg.get('load_from'):
+        cfg.load_from = SCHEME + cfg.load_from  # read safely, from every source
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     if is_main_process():  # known only now
         print(*changes, sep='\n', flush=True)
     kept = MetricsHook()
     runner.register_hook(kept)
+    runner.register_hook(ConvNeXtLoadHook(whole_model=task == 'test'))
     getattr(runner, task)()
     if not is_main_process():
         return

@@ -259,6 +259,7 @@ def test_official_initialisation():
     (dict(out_indices=(1, 0)), 'ascending'), (dict(out_indices=(1, 1)), 'each once'), (dict(out_indices=()), 'one or'),
     (dict(out_indices=True), 'out_indices=True'), (dict(out_indices=-5), 'out_indices=-5'),
     (dict(frozen_stages=5), 'use -1 to 4'), (dict(frozen_stages=2, out_indices=0), 'use -1 to 1'),
+    (dict(kernel_size=6), 'odd kernel_size, found 6'), (dict(kernel_size=-1), 'odd kernel_size'),
     (dict(drop_path_rate=1.), '0 <= drop_path_rate < 1'), (dict(layer_scale_init_value=-1), '>= 0'),
     (dict(gap_before_final_norm=True), 'gap_before_final_norm=False'),
     (dict(norm_cfg=dict(type='BN')), 'normalises by LayerNorm'), (dict(act_cfg=dict(type='ReLU')), 'GELU'),

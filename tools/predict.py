@@ -16,7 +16,6 @@ from mmengine.registry import VISUALIZERS
 
 from convnext_dense.errors import UserError
 from convnext_dense.launch import (
-    check_file,
     check_toolkit,
     common_arguments,
     errors_as_sentences,
@@ -24,6 +23,7 @@ from convnext_dense.launch import (
     read_config,
 )
 from convnext_dense.sample_data import progress
+from convnext_dense.weight_files import SCHEME, check_source, only_safe_loading
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
@@ -80,10 +80,11 @@ def coco_annotations(sample, image_id: int, first_id: int, threshold: float) -> 
     return annotations
 
 
+@only_safe_loading()
 def predict(args: argparse.Namespace) -> list[Path]:
     """Write the predictions; returns the files that could not be read."""
     files = find_images(args.images)
-    check_file(args.checkpoint, 'checkpoint')
+    check_source(args.checkpoint, 'checkpoint')
     cfg = read_config(args)
     check_toolkit(cfg.default_scope)
     fit_to_machine(cfg, 'none')
@@ -97,7 +98,7 @@ def predict(args: argparse.Namespace) -> list[Path]:
         from mmseg.apis import init_model as init
     else:
         raise UserError(f'{args.config} is of the toolkit {cfg.default_scope!r}: predictions are for mmdet and mmseg')
-    model = init(cfg, args.checkpoint, device=get_device())
+    model = init(cfg, SCHEME + args.checkpoint, device=get_device())
     visualizer = VISUALIZERS.build(dict(cfg.visualizer, name='predict', vis_backends=None))
     visualizer.dataset_meta = model.dataset_meta
     (args.out / 'pictures').mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 # UperNet with a ConvNeXt-T and an auxiliary FCN head on stage 3, 150 classes, sliding-window test on crops of 512.
 _base_ = 'mmseg::_base_/models/upernet_swin.py'
 custom_imports = dict(imports=['convnext_dense'], allow_failed_imports=False)
+custom_hooks = [dict(type='ConvNeXtLoadHook')]
 model = dict(
     data_preprocessor=dict(size=(512, 512)),
     backbone=dict(_delete_=True, type='ConvNeXt', arch='tiny', drop_path_rate=0.4, layer_scale_init_value=1.0),

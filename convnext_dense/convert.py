@@ -1,0 +1,125 @@
+"""Weight files from one format into another, and what is in one: the work of ``tools/convert_checkpoint.py``."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .backbone import ConvNeXt
+from .errors import UserError
+from .weight_files import licence_of, read, read_file
+from .weights import DIALECTS, Backbone, arguments_of, as_written, choose, find_backbones, match, tensors_of
+
+# Name of the format: its dialect, and what is put around the tensors in a file of torch's own format.
+TARGETS: dict[str, tuple[str, Callable[[dict], dict]]] = {
+    'ours': ('official', lambda state: {'state_dict': state}),
+    'official': ('official', lambda state: {'model': state}),
+    'timm': ('timm', dict),
+    'torchvision': ('torchvision', dict),
+    'hf': ('hf', dict),
+    'mmpretrain': ('mmpretrain', lambda state: {'state_dict': {f'backbone.{name}': state[name] for name in state}}),
+}
+TIMM_CONVOLUTIONS = ('atto', 'femto', 'pico', 'nano')  # of these archs timm's pointwise layers are 1x1 convolutions
+
+
+def inspect(source: str, prefix: str | None = None, trust: bool = False) -> str:
+    """A few lines about a weight file: format, arch, tensors, type, and what would load.
+
+    Raises:
+        UserError: The file cannot be read or has no ConvNeXt.
+    """
+    tensors, chosen = _find(source, prefix, trust)
+    norms = sorted({name.split('.')[0] for name in chosen.tensors if name.startswith('norm')})
+    dtypes = sorted({str(value.dtype).removeprefix('torch.') for value in chosen.tensors.values()})
+    numbers = sum(value.numel() for value in chosen.tensors.values())
+    try:
+        _, verdict = match(_model_for(chosen), tensors, chosen.prefix)
+    except UserError as error:
+        verdict = f'nothing: {error}'
+    return '\n'.join(f'{title:<10} {text}' for title, text in {
+        'file': source,
+        'dialect': chosen.dialect.name,
+        'prefix': repr(chosen.prefix),
+        'arguments': as_written(arguments_of(chosen.tensors)),
+        'tensors': f'{len(chosen.tensors)} of the backbone, {numbers / 1e6:.1f} million numbers',
+        'dtype': ', '.join(dtypes),
+        'norms': ', '.join(norms) or 'no output norms',
+        'licence': licence_of(source).split(': ')[-1] or 'unknown, ask where the file comes from',
+        'loads': verdict}.items())
+
+
+def convert(source: str, out: Path, to: str, prefix: str | None = None, trust: bool = False) -> str:
+    """Write the backbone of a weight file in another format, and read it back.
+
+    Args:
+        source: As in :func:`weight_files.fetch`.
+        out: The file to write: ``.safetensors``, or any other ending for torch's own format.
+        to: A name in :data:`TARGETS`.
+        prefix: Which ConvNeXt, where the file has several.
+        trust: Let a pickle run code.
+
+    Returns:
+        A few lines about what was done.
+
+    Raises:
+        UserError: The file does not load completely, or the format cannot hold it.
+    """
+    tensors, chosen = _find(source, prefix, trust)
+    _, line = match(_model_for(chosen), tensors, chosen.prefix)
+    written, unnamed = _in_dialect(chosen.tensors, to)
+    lost = [name for name in unnamed if not name.startswith('norm')]
+    if lost:
+        raise UserError(f'the {to} format has no name for {len(lost)} tensors of {source}: {", ".join(lost[:3])}: '
+                        'choose another format')
+    _save(out, written, to, {name: value for name, value in chosen.tensors.items() if name not in unnamed})
+    return '\n'.join(filter(None, (
+        line, f'left out, the {to} format has no name for them: {", ".join(unnamed)}' if unnamed else '',
+        f'{out}: {len(written)} tensors in the {to} format, read back and equal bit by bit', licence_of(source))))
+
+
+def _find(source: str, prefix: str | None, trust: bool) -> tuple[dict[str, Tensor], Backbone]:
+    tensors = tensors_of(read(source, trust=trust))
+    backbones = find_backbones(tensors)
+    if not backbones:
+        raise UserError(f'{source} holds no ConvNeXt in a known layout, its first names are {list(tensors)[:3]}')
+    return tensors, choose(backbones, prefix)
+
+
+def _model_for(chosen: Backbone) -> ConvNeXt:
+    """The ConvNeXt that the weights ask for, without memory of its own."""
+    with torch.device('meta'):
+        return ConvNeXt(**arguments_of(chosen.tensors))
+
+
+def _in_dialect(state: dict[str, Tensor], to: str) -> tuple[dict[str, Tensor], list[str]]:
+    if to == 'ours':
+        return state, []
+    written, unnamed = next(d for d in DIALECTS if d.name == TARGETS[to][0]).write(state)
+    if to == 'timm' and arguments_of(state)['arch'] in TIMM_CONVOLUTIONS:
+        written = {name: value[:, :, None, None] if '.mlp.fc' in name and value.ndim == 2 else value
+                   for name, value in written.items()}
+    return written, unnamed
+
+
+def _save(out: Path, written: dict[str, Tensor], to: str, expected: dict[str, Tensor]) -> None:
+    """Write beside ``out``, read back as a user will, compare bit by bit, then put it in its place."""
+    new = out.with_name(f'{out.stem}.new{out.suffix}')
+    written = {name: value.contiguous() for name, value in written.items()}
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.suffix == '.safetensors':
+            from safetensors.torch import save_file
+            save_file(written, new)
+        else:
+            torch.save(TARGETS[to][1](written), new)
+        found = choose(find_backbones(tensors_of(read_file(new)))).tensors
+        wrong = [name for name, value in expected.items() if name not in found or found[name].dtype != value.dtype
+                 or not torch.equal(found[name].view(torch.uint8), value.contiguous().view(torch.uint8))]
+        if wrong or len(found) != len(expected):
+            raise UserError(f'{out} did not come back as it was written, from {(wrong or ["a surplus tensor"])[0]} on: '
+                            'look whether the disk is full or broken')
+        new.replace(out)
+    finally:
+        new.unlink(missing_ok=True)

@@ -1,0 +1,117 @@
+"""Whole checkpoints on their way into mmengine's runner: ``load_from``, ``--resume``, ``tools/test.py``.
+
+A module's own load hook only ever sees names below its own prefix. Weights under ``model`` or ``student.``, and bare
+ImageNet names, reach a ConvNeXt inside a detector as nothing; here they are brought below its prefix first.
+"""
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from .backbone import ConvNeXt
+from .errors import UserError
+from .weights import SECOND_CHOICE, WRAPPED_MODULES, choose, find_backbones, tensors_of
+
+
+@HOOKS.register_module()
+class ConvNeXtLoadHook(Hook):
+    """Unwraps what the runner has read, for models with a ConvNeXt in them, and takes Python text out of it.
+
+    mmengine's ``resume`` executes the text of the config that a checkpoint carries.
+
+    Args:
+        whole_model: Refuse a checkpoint that lacks tensors of the model, as a test should: a model with a part that
+            is random still gives numbers.
+    """
+    priority = 'VERY_HIGH'  # EMAHook copies what it finds
+
+    def __init__(self, whole_model: bool = False) -> None:
+        self.whole_model = whole_model
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        strip_code(checkpoint)
+        if runner._resume and not {'meta', 'message_hub'} <= checkpoint.keys():
+            raise UserError('the checkpoint holds no state of a training to resume: give it as load_from, without '
+                            '--resume, to start from its weights')
+        model = runner.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        unwrap_checkpoint(model, checkpoint, self.whole_model)
+
+
+def strip_code(checkpoint: Any) -> None:
+    """Take the Python text out of a checkpoint's ``meta``."""
+    meta = checkpoint.get('meta') if isinstance(checkpoint, Mapping) else None
+    if isinstance(meta, dict):
+        for key in ('config', 'cfg'):
+            meta.pop(key, None)
+
+
+def unwrap_checkpoint(model: nn.Module, checkpoint: dict, whole_model: bool = False) -> None:
+    """Put the weights of ``model`` under ``checkpoint['state_dict']``, by the names of its own state dict.
+
+    The names inside a ConvNeXt stay as they are: its own load hook translates and checks them.
+
+    Raises:
+        UserError: The checkpoint has no ConvNeXt, or several where one is wanted; with ``whole_model``, it lacks
+            tensors of the model.
+    """
+    paths = [f'{name}.' if name else '' for name, module in model.named_modules() if isinstance(module, ConvNeXt)]
+    if not paths:
+        return
+    tensors = tensors_of(checkpoint)
+    backbones = find_backbones(tensors)
+    if not backbones:
+        raise UserError(f'the checkpoint holds no ConvNeXt in a known layout, its first names are {list(tensors)[:3]}: '
+                        'give the checkpoint of a model with a ConvNeXt')
+    own_names = {WRAPPED_MODULES.sub('', name): name for name in model.state_dict()}
+    places = [WRAPPED_MODULES.sub('', path) for path in paths]
+    source = _root({backbone.prefix for backbone in backbones}, places)
+    target = ''
+    if source is None:  # a backbone without the model around it
+        if len(paths) > 1:
+            raise UserError(f'the checkpoint has a ConvNeXt at {", ".join(repr(b.prefix) for b in backbones)}, the '
+                            f'model has several, at {", ".join(map(repr, paths))}: give a checkpoint with these '
+                            'prefixes')
+        source, target = choose(backbones).prefix, places[0]
+    state = {target + name[len(source):]: value for name, value in tensors.items() if name.startswith(source)}
+    _check_rest(own_names, state, paths, whole_model)
+    state = OrderedDict((own_names.get(name, name), value) for name, value in state.items())
+    if source == 'state_dict.' and state.keys() == checkpoint['state_dict'].keys():
+        return  # as mmengine saves it
+    for key in [key for key, value in checkpoint.items() if isinstance(value, Tensor) or source.startswith(f'{key}.')]:
+        del checkpoint[key]
+    checkpoint['state_dict'] = state
+
+
+def _root(prefixes: set[str], paths: list[str]) -> str | None:
+    """The prefix of a whole model in the file: every ConvNeXt of the model has its place below it."""
+    roots = {prefix[:len(prefix) - len(paths[0])] for prefix in prefixes if f'.{prefix}'.endswith(f'.{paths[0]}')}
+    roots = {root for root in roots if all(root + path in prefixes for path in paths)}
+    first = {root for root in roots if not SECOND_CHOICE.intersection(root.split('.'))} or roots
+    if len(first) > 1:
+        raise UserError(f'the checkpoint holds several models, at the prefixes {", ".join(map(repr, sorted(first)))}: '
+                        'give a file with one of them')
+    return next(iter(first), None)
+
+
+def _check_rest(own_names: Mapping[str, str], state: Mapping[str, Tensor], paths: list[str], whole_model: bool) -> None:
+    """Say what the checkpoint lacks outside the ConvNeXts, which check themselves."""
+    missing = [name for clean, name in own_names.items() if clean not in state
+               and not name.startswith(tuple(paths)) and not name.endswith('.num_batches_tracked')]
+    if not missing:
+        return
+    names = f'{", ".join(missing[:3])}{", ..." if len(missing) > 3 else ""}'
+    if whole_model:
+        raise UserError(f'the checkpoint lacks {len(missing)} tensors of the model: {names}; a test needs the whole '
+                        'model: give the checkpoint of a training, or the config that belongs to this one')
+    print_log(f'{len(missing)} tensors of the model outside the ConvNeXt are not in the checkpoint and start new: '
+              f'{names}', logger='current')
