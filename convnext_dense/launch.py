@@ -228,6 +228,11 @@ def _run(cfg: Config, launcher: str, task: str) -> None:
 
 
 def read_config(args: argparse.Namespace) -> Config:
+    """The config that ``args`` of :func:`common_arguments` name, with their changes and a work folder.
+
+    Raises:
+        UserError: There is no such file, or a toolkit that it inherits from is not installed.
+    """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     check_file(args.config, 'config')
     with _install_errors():
@@ -255,6 +260,7 @@ def _moved(value: Any, old: str, new: str) -> Any:
 
 
 def check_file(path: str, what: str) -> None:
+    """Raise a UserError where there is no file ``path``."""
     if '://' not in path and not Path(path).is_file():
         raise UserError(f'there is no {what} file {path}: check the path (working folder: {Path.cwd()})')
 
@@ -283,7 +289,7 @@ def _leaf_datasets(dataset: Mapping) -> Iterator[Mapping]:
 
 
 def check_toolkit(scope: str) -> None:
-    """mmcv with operators and the toolkit ``scope`` with its models can be imported."""
+    """Raise a UserError where mmcv with operators or the toolkit ``scope`` with its models cannot be imported."""
     with _install_errors():
         import mmcv
         try:
