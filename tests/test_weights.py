@@ -477,6 +477,24 @@ def test_which_copy_is_taken(first, second, tmp_path, logged):
     assert_backbone(runner.model, one)
 
 
+@pytest.mark.parametrize('dialect, prefix, siblings', [
+    ('official', 'model.backbone.bottom_up.', ('model.backbone.fpn_lateral2.weight', 'model.roi_heads.box_head.bias')),
+    ('timm', 'visual.trunk.', ('visual.head.proj.weight', 'logit_scale', 'transformer.resblocks.0.ln_1.weight')),
+    ('hf', 'backbone.', ('decode_head.classifier.weight',)),
+])
+def test_backbones_of_other_toolkits(dialect, prefix, siblings, logged):
+    """detectron2, CLIP and transformers' UperNet: what stands beside the backbone is none of its parts."""
+    source = redraw(ConvNeXt(MICRO))
+    written, _ = next(d for d in DIALECTS if d.name == dialect).write(source.state_dict())
+    model = ConvNeXt(MICRO)
+    model.load_state_dict({**{prefix + name: value for name, value in written.items()},
+                           **{name: torch.ones(3) for name in siblings}})
+    for name, param in model.named_parameters():
+        if not name.startswith('norm') or dialect != 'timm':
+            assert torch.equal(param, source.get_parameter(name)), name
+    assert f'(prefix {prefix!r})' in logged[-1]
+
+
 def test_equal_copies_need_a_prefix():
     both = {'left': toy(1), 'right': toy(2)}
     with pytest.raises(UserError, match="several ConvNeXts, at the prefixes 'left.backbone.', 'right.backbone.': "):
