@@ -417,12 +417,26 @@ def test_bare_imagenet_weights_by_load_from(tmp_path, logged):
     runner = runner_of(tmp_path, load_from=str(tmp_path / 'imagenet.pth'))
     runner.load_or_resume()
     assert_backbone(runner.model, state, prefix='')
-    assert any('2 tensors of the model outside the ConvNeXt are not in the checkpoint and start new: head.weight, head'
-               in line for line in logged)
+    assert any('2 tensors of the model outside the ConvNeXt are not in the checkpoint, or there in other shapes, and '
+               'start new: head.weight, head.bias' in line for line in logged)
     runner = runner_of(tmp_path, load_from=str(tmp_path / 'imagenet.pth'))
     runner.register_hook(ConvNeXtLoadHook(whole_model=True))
-    with pytest.raises(UserError, match='lacks 2 tensors of the model: head.weight, head.bias; a test needs the whole'):
+    with pytest.raises(UserError, match='lacks 2 tensors of the model, .*: head.weight, head.bias; a test and a resum'):
         runner.load_or_resume()
+
+
+@pytest.mark.parametrize('resume', [False, True])
+def test_heads_of_other_classes_start_new_in_training_only(resume, tmp_path, logged):
+    state = toy(output_norms=True)
+    state['head.weight'] = torch.ones(5, 32, 1, 1)
+    torch.save({'model': state, 'meta': {}, 'message_hub': {}}, tmp_path / 'file.pth')
+    runner = runner_of(tmp_path, load_from=str(tmp_path / 'file.pth'), resume=resume)
+    if resume:
+        with pytest.raises(UserError, match='lacks 1 tensors of the model, or has them in other shapes: head.weight;'):
+            runner.train()
+    else:
+        runner.load_or_resume()
+        assert any('start new: head.weight' in line for line in logged)
 
 
 def test_weights_without_training_state_do_not_resume(tmp_path):
@@ -502,14 +516,6 @@ def test_equal_copies_need_a_prefix():
 
 
 # ---- what is said
-
-
-@pytest.fixture
-def logged(monkeypatch):
-    lines = []
-    for module in ('weights', 'load_hook'):
-        monkeypatch.setattr(f'convnext_dense.{module}.print_log', lambda text, **_: lines.append(text))
-    return lines
 
 
 def test_summary_is_one_line(logged):
