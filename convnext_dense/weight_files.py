@@ -87,22 +87,25 @@ def fetch(source: str) -> Path:
     return _download(source, name)
 
 
-def read(source: str, trust: bool = False) -> Any:
+def read(source: str, trust: bool = False, mmap: bool = True) -> Any:
     """What is in a weight file, without running any of it.
-
-    Tensors are memory-mapped where the format allows: the file must not be written to while they are in use.
 
     Args:
         source: As in :func:`fetch`, or a URL of a scheme that mmengine knows (``s3://``, ``open-mmlab://``).
         trust: Let a pickle run code.
+        mmap: Map tensors into memory where the format allows: the file must not be written to while they are in use.
 
     Raises:
         UserError: The file cannot be had, is damaged, or holds more than plain data.
     """
     if '://' in source and not source.startswith(('http://', 'https://')):
         with only_safe_loading():
-            return CheckpointLoader.load_checkpoint(source, map_location='cpu')
-    return read_file(fetch(source), trust=trust)
+            try:
+                return CheckpointLoader.load_checkpoint(source, map_location='cpu')
+            except Exception as error:  # each scheme has a client of its own
+                raise UserError(f'{source} could not be read ({_clause(str(error)) or type(error).__name__}): check '
+                                'the address, or give a local copy') from error
+    return read_file(fetch(source), trust, mmap)
 
 
 def read_file(path: Path, trust: bool = False, mmap: bool = True) -> Any:
@@ -168,7 +171,7 @@ def load_from_convnext_dense(filename: str, map_location: Any = None) -> Any:
     """
     from .load_hook import strip_code  # which imports the backbone, which imports this module
     source = filename.removeprefix(SCHEME)
-    checkpoint = read_file(fetch(source), mmap=False)
+    checkpoint = read(source, mmap=False)
     strip_code(checkpoint)
     if licence_of(source):
         print_log(f'{source}: {licence_of(source)}', logger='current')

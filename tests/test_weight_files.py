@@ -340,6 +340,25 @@ def test_folder_variable_must_be_a_folder(monkeypatch):
         fetch('convnext_tiny_1k_224')
 
 
+def test_other_schemes_are_left_to_mmengine(tmp_path, monkeypatch):
+    state = imagenet()
+    asked = []
+
+    def from_there(filename, map_location=None):
+        asked.append(filename)
+        if 'gone' in filename:
+            raise KeyError(filename)
+        return state
+
+    from_there.__name__ = 'load_from_there'
+    monkeypatch.setitem(CheckpointLoader._schemes, r'(\S+\:)?s3://', from_there)
+    ConvNeXt(MICRO, pretrained='s3://a/b.pth').init_weights()
+    runner_of(tmp_path, load_from='convnext-dense:s3://a/c.pth').load_or_resume()
+    assert asked == ['s3://a/b.pth', 's3://a/c.pth']
+    with pytest.raises(UserError, match='s3://a/gone.pth could not be read .*give a local copy'):
+        ConvNeXt(MICRO, pretrained='s3://a/gone.pth').init_weights()
+
+
 def test_check_source():
     with pytest.raises(UserError, match='there is no checkpoint file gone.pth: check the path'):
         check_source('gone.pth', 'checkpoint')
