@@ -28,8 +28,8 @@ class ConvNeXtLoadHook(Hook):
     mmengine's ``resume`` executes the text of the config that a checkpoint carries.
 
     Args:
-        whole_model: Refuse a checkpoint that lacks tensors of the model, as a test should: a model with a part that
-            is random still gives numbers.
+        whole_model: Refuse a checkpoint that lacks tensors of the model or has them in other shapes, as a test should:
+            a model with a part that is random still gives numbers. A training that is resumed always refuses.
     """
     priority = 'VERY_HIGH'  # EMAHook copies what it finds
 
@@ -44,7 +44,7 @@ class ConvNeXtLoadHook(Hook):
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
-        unwrap_checkpoint(model, checkpoint, self.whole_model)
+        unwrap_checkpoint(model, checkpoint, self.whole_model or runner._resume)
 
 
 def strip_code(checkpoint: Any) -> None:
@@ -72,7 +72,8 @@ def unwrap_checkpoint(model: nn.Module, checkpoint: dict, whole_model: bool = Fa
     if not backbones:
         raise UserError(f'the checkpoint holds no ConvNeXt in a known layout, its first names are {list(tensors)[:3]}: '
                         'give the checkpoint of a model with a ConvNeXt')
-    own_names = {WRAPPED_MODULES.sub('', name): name for name in model.state_dict()}
+    own = model.state_dict()
+    own_names = {WRAPPED_MODULES.sub('', name): name for name in own}
     places = [WRAPPED_MODULES.sub('', path) for path in paths]
     source = _root({backbone.prefix for backbone in backbones}, places)
     target = ''
@@ -83,8 +84,8 @@ def unwrap_checkpoint(model: nn.Module, checkpoint: dict, whole_model: bool = Fa
                             'prefixes')
         source, target = choose(backbones).prefix, places[0]
     state = {target + name[len(source):]: value for name, value in tensors.items() if name.startswith(source)}
-    _check_rest(own_names, state, paths, whole_model)
     state = OrderedDict((own_names.get(name, name), value) for name, value in state.items())
+    _check_rest({name: value for name, value in own.items() if not name.startswith(tuple(paths))}, state, whole_model)
     if source == 'state_dict.' and state.keys() == checkpoint['state_dict'].keys():
         return  # as mmengine saves it
     for key in [key for key, value in checkpoint.items() if isinstance(value, Tensor) or source.startswith(f'{key}.')]:
@@ -103,15 +104,16 @@ def _root(prefixes: set[str], paths: list[str]) -> str | None:
     return next(iter(first), None)
 
 
-def _check_rest(own_names: Mapping[str, str], state: Mapping[str, Tensor], paths: list[str], whole_model: bool) -> None:
+def _check_rest(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], whole_model: bool) -> None:
     """Say what the checkpoint lacks outside the ConvNeXts, which check themselves."""
-    missing = [name for clean, name in own_names.items() if clean not in state
-               and not name.startswith(tuple(paths)) and not name.endswith('.num_batches_tracked')]
-    if not missing:
+    wrong = [name for name, value in wanted.items() if not name.endswith('.num_batches_tracked')
+             and (name not in state or state[name].shape != value.shape)]
+    if not wrong:
         return
-    names = f'{", ".join(missing[:3])}{", ..." if len(missing) > 3 else ""}'
+    names = f'{", ".join(wrong[:3])}{", ..." if len(wrong) > 3 else ""}'
     if whole_model:
-        raise UserError(f'the checkpoint lacks {len(missing)} tensors of the model: {names}; a test needs the whole '
-                        'model: give the checkpoint of a training, or the config that belongs to this one')
-    print_log(f'{len(missing)} tensors of the model outside the ConvNeXt are not in the checkpoint and start new: '
-              f'{names}', logger='current')
+        raise UserError(f'the checkpoint lacks {len(wrong)} tensors of the model, or has them in other shapes: {names}'
+                        '; a test and a resumed training need the whole model: give a checkpoint that belongs to this '
+                        'config')
+    print_log(f'{len(wrong)} tensors of the model outside the ConvNeXt are not in the checkpoint, or there in other '
+              f'shapes, and start new: {names}', logger='current')

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import torch
 from mmengine.dist import barrier
+from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 
 from .errors import UserError
@@ -51,8 +52,7 @@ def check_source(source: str, what: str) -> None:
     """Refuse early, before anything is downloaded, what :func:`fetch` could not find."""
     if not (Path(source).expanduser().is_file() or '://' in source or source.startswith(('hf-hub:', 'timm:'))
             or source in official_files() or _in_folder(Path(source).name)):
-        raise UserError(f'there is no {what} file {source}: check the path (working folder: {Path.cwd()})'
-                        + _isotropic(source))
+        raise UserError(f'there is no {what} file {source}: check the path (working folder: {Path.cwd()})')
 
 
 def fetch(source: str) -> Path:
@@ -67,15 +67,17 @@ def fetch(source: str) -> Path:
         UserError: There is none, or it cannot be downloaded.
     """
     path = Path(source).expanduser()
+    name = Path(urlsplit(source).path).name
+    if name.startswith('convnext_iso_'):
+        raise UserError(f'{source} holds an isotropic ConvNeXt, an architecture without stages that this package does '
+                        f'not have: take another one, such as {next(iter(official_files()))}')
     if path.is_file():
         return path
     if source.startswith(('hf-hub:', 'timm:')):
         return _from_hub(source)
-    if '/' not in source and source in official_files():
+    if source in official_files():
         source = official_files()[source]
-    name = Path(urlsplit(source).path).name
-    if _isotropic(name):
-        raise UserError(f'{source} holds an isotropic ConvNeXt{_isotropic(name)}')
+        name = Path(urlsplit(source).path).name
     mirrored = _in_folder(name)
     if mirrored:
         return _checked(mirrored)
@@ -85,22 +87,25 @@ def fetch(source: str) -> Path:
     return _download(source, name)
 
 
-def read(source: str, trust: bool = False) -> Any:
+def read(source: str, trust: bool = False, mmap: bool = True) -> Any:
     """What is in a weight file, without running any of it.
-
-    Tensors are memory-mapped where the format allows: the file must not be written to while they are in use.
 
     Args:
         source: As in :func:`fetch`, or a URL of a scheme that mmengine knows (``s3://``, ``open-mmlab://``).
         trust: Let a pickle run code.
+        mmap: Map tensors into memory where the format allows: the file must not be written to while they are in use.
 
     Raises:
         UserError: The file cannot be had, is damaged, or holds more than plain data.
     """
     if '://' in source and not source.startswith(('http://', 'https://')):
         with only_safe_loading():
-            return CheckpointLoader.load_checkpoint(source, map_location='cpu')
-    return read_file(fetch(source), trust=trust)
+            try:
+                return CheckpointLoader.load_checkpoint(source, map_location='cpu')
+            except Exception as error:  # each scheme has a client of its own
+                raise UserError(f'{source} could not be read ({_clause(str(error)) or type(error).__name__}): check '
+                                'the address, or give a local copy') from error
+    return read_file(fetch(source), trust, mmap)
 
 
 def read_file(path: Path, trust: bool = False, mmap: bool = True) -> Any:
@@ -132,7 +137,7 @@ def read_file(path: Path, trust: bool = False, mmap: bool = True) -> Any:
             return pickle.loads(path.read_bytes())
         allow_mmengine_checkpoints()  # again: onedl-mmengine's own loader takes some of it back
         # The form of torch < 1.6 cannot be memory-mapped.
-        return torch.load(path, map_location='cpu', weights_only=not trust, mmap=mmap and is_zip)
+        return torch.load(str(path), map_location='cpu', weights_only=not trust, mmap=mmap and is_zip)
     except Exception as error:  # a file from elsewhere can fail in every way
         text = str(error).split('WeightsUnpickler error: ')[-1]
         code = re.match(r'(?:Unsupported global|Unsupported class|Trying to|Can only)[^\n]*', text)
@@ -165,8 +170,11 @@ def load_from_convnext_dense(filename: str, map_location: Any = None) -> Any:
     while the file may be overwritten by the next checkpoint.
     """
     from .load_hook import strip_code  # which imports the backbone, which imports this module
-    checkpoint = read_file(fetch(filename.removeprefix(SCHEME)), mmap=False)
+    source = filename.removeprefix(SCHEME)
+    checkpoint = read(source, mmap=False)
     strip_code(checkpoint)
+    if licence_of(source):
+        print_log(f'{source}: {licence_of(source)}', logger='current')
     return checkpoint
 
 
@@ -205,13 +213,6 @@ def _in_folder(*names: str) -> Path | None:
         raise UserError(f'{FOLDER_VARIABLE}={folder} is no folder: correct or unset it')
     paths = (Path(folder) / (name + ending) for name in names for ending in ENDINGS)
     return next((path for path in paths if path.is_file()), None)
-
-
-def _isotropic(source: str) -> str:
-    if not Path(source).stem.startswith('convnext_iso_'):
-        return ''
-    return ', an architecture without stages that this package does not have: take one of ' + ', '.join(
-        list(official_files())[:3]) + ', ...'
 
 
 def _checked(path: Path) -> Path:

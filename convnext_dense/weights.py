@@ -185,7 +185,7 @@ def tensors_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
             visited += 1
             if visited > MAX_TENSORS:
                 raise UserError(f'the checkpoint has more than {MAX_TENSORS} entries: that is no ConvNeXt')
-            if isinstance(value, np.ndarray) and value.dtype.kind == 'f':
+            if isinstance(value, np.ndarray) and value.dtype.kind in 'fi':
                 value = torch.from_numpy(value)
             if isinstance(value, Tensor) and isinstance(key, str):
                 name = WRAPPED_MODULES.sub('', prefix + key)

@@ -43,6 +43,15 @@ def tool(monkeypatch, capsys):
     return run
 
 
+@pytest.fixture
+def logged(monkeypatch) -> list[str]:
+    """The lines that loading logs."""
+    lines = []
+    for module in ('weights', 'load_hook', 'weight_files'):
+        monkeypatch.setattr(f'convnext_dense.{module}.print_log', lambda text, **_: lines.append(text))
+    return lines
+
+
 def start(name: str, *args: object, data: Path) -> subprocess.Popen:
     """Start ``python tools/NAME.py ARGS`` as a user would."""
     return subprocess.Popen(

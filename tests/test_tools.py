@@ -168,17 +168,39 @@ def test_augmented_test_of_masks_is_refused(official_names, tmp_path, tool):
     assert message.startswith('error: --tta: mmdet can merge boxes') and '\n' not in message
 
 
-def test_hostile_checkpoint_is_refused(digits, tmp_path, tool):
+@pytest.mark.parametrize('way', ['test', 'resume', 'load_from', 'init_cfg of the backbone', 'init_cfg of the model'])
+def test_hostile_checkpoints_are_refused(way, digits, tmp_path, tool, monkeypatch):
+    from mmengine.runner import CheckpointLoader
+    from test_weight_files import Hostile, load_unsafely_in_the_end
 
-    class Hostile:
+    # A distribution of mmengine that loads unsafely what safe loading refused.
+    monkeypatch.setitem(CheckpointLoader._schemes, '', load_unsafely_in_the_end)
+    path, mark = tmp_path / 'c.pth', tmp_path / 'mark'
+    torch.save({'state_dict': Hostile(mark)}, path)
+    option = {'load_from': f'load_from={path}', 'init_cfg of the model': f'model.init_cfg.checkpoint={path}',
+              'init_cfg of the backbone': f'model.backbone.init_cfg.checkpoint={path}'}.get(way)
+    more = [option] + ([option.replace(f'checkpoint={path}', 'type=Pretrained')] if 'init_cfg' in way else []) \
+        if option else []
+    arguments = {'test': ('test', MASK_RCNN, path), 'resume': ('train', MASK_RCNN, '--resume', path)}.get(
+        way, ('train', MASK_RCNN))
+    message, _ = tool(*arguments, '--work-dir', tmp_path / 'work', '--cfg-options', *more, *IN_PROCESS, data=digits)
+    assert not mark.exists() and '\n' not in message
+    if way == 'init_cfg of the model':  # read by mmengine
+        assert message.startswith('error: the checkpoint cannot be read safely')
+    else:
+        assert f'{path} holds more than plain tensors' in message
 
-        def __reduce__(self):
-            return print, ('code of the file ran',)
 
-    torch.save({'state_dict': Hostile()}, tmp_path / 'c.pth')
-    message, text = tool('test', MASK_RCNN, tmp_path / 'c.pth', '--work-dir', tmp_path, '--cfg-options',
-                         *IN_PROCESS, data=digits)
-    assert f'{tmp_path}/c.pth holds more than plain tensors' in message and 'code of the file ran' not in text
+def test_code_in_a_checkpoint_is_not_run_on_resume(digits, tmp_path, tool):
+    work, mark = tmp_path / 'work', tmp_path / 'mark'
+    options = ('--work-dir', work, '--cfg-options', *ONE_EPOCH)
+    assert tool('train', MASK_RCNN, *options, data=digits)[0] is None
+    checkpoint = torch.load(work / 'epoch_1.pth', weights_only=False)
+    checkpoint['meta']['cfg'] = checkpoint['meta']['config'] = f'open({str(mark)!r}, "w").write("ran")'
+    torch.save(checkpoint, work / 'epoch_1.pth')
+    message, text = tool('train', MASK_RCNN, '--resume', *options, data=digits)
+    assert message is None and not mark.exists()
+    assert 'resumed epoch: 1' in text
 
 
 def test_mmcv_without_operators(official_names, tmp_path, tool, monkeypatch):

@@ -31,13 +31,6 @@ class Hostile:
 
 
 @pytest.fixture
-def logged(monkeypatch):
-    lines = []
-    monkeypatch.setattr('convnext_dense.weights.print_log', lambda text, **_: lines.append(text))
-    return lines
-
-
-@pytest.fixture
 def folder(tmp_path, monkeypatch):
     path = tmp_path / 'mirror'
     path.mkdir()
@@ -254,16 +247,17 @@ def test_folder_of_weights_is_searched_first(source, file, licence, folder, logg
     assert len(logged) == 1 and logged[0].endswith('as they must for ImageNet weights' + licence)
 
 
-def test_short_name_by_load_from(folder, tmp_path):
+def test_short_name_by_load_from(folder, tmp_path, logged):
     state = fill(official_layout(MICRO, False, output_norms=True))
     torch.save({'state_dict': {f'backbone.{key}': value for key, value in state.items()}},
                folder / 'upernet_convnext_tiny_1k_512x512.pth')
     runner = runner_of(tmp_path, load_from='upernet_convnext_tiny_1k_512x512')
     runner.load_or_resume()
     assert torch.equal(runner.model.backbone.norm0.weight, state['norm0.weight'])
+    assert 'upernet_convnext_tiny_1k_512x512: licence of these weights: MIT' in logged
 
 
-@pytest.mark.parametrize('source', ['convnext_iso_small_1k_224_ema',
+@pytest.mark.parametrize('source', ['convnext_iso_small_1k_224_ema', 'convnext_iso_large_1k_224_ema.pth',
                                     'https://dl.fbaipublicfiles.com/convnext/convnext_iso_base_1k_224_ema.pth'])
 def test_isotropic_files_are_refused_by_name(source):
     with pytest.raises(UserError, match='holds an isotropic ConvNeXt, an architecture without stages'):
@@ -344,6 +338,25 @@ def test_folder_variable_must_be_a_folder(monkeypatch):
     monkeypatch.setenv('CONVNEXT_DENSE_WEIGHTS', 'no_such_folder')
     with pytest.raises(UserError, match='CONVNEXT_DENSE_WEIGHTS=no_such_folder is no folder'):
         fetch('convnext_tiny_1k_224')
+
+
+def test_other_schemes_are_left_to_mmengine(tmp_path, monkeypatch):
+    state = imagenet()
+    asked = []
+
+    def from_there(filename, map_location=None):
+        asked.append(filename)
+        if 'gone' in filename:
+            raise KeyError(filename)
+        return state
+
+    from_there.__name__ = 'load_from_there'
+    monkeypatch.setitem(CheckpointLoader._schemes, r'(\S+\:)?s3://', from_there)
+    ConvNeXt(MICRO, pretrained='s3://a/b.pth').init_weights()
+    runner_of(tmp_path, load_from='convnext-dense:s3://a/c.pth').load_or_resume()
+    assert asked == ['s3://a/b.pth', 's3://a/c.pth']
+    with pytest.raises(UserError, match='s3://a/gone.pth could not be read .*give a local copy'):
+        ConvNeXt(MICRO, pretrained='s3://a/gone.pth').init_weights()
 
 
 def test_check_source():

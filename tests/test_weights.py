@@ -417,12 +417,26 @@ def test_bare_imagenet_weights_by_load_from(tmp_path, logged):
     runner = runner_of(tmp_path, load_from=str(tmp_path / 'imagenet.pth'))
     runner.load_or_resume()
     assert_backbone(runner.model, state, prefix='')
-    assert any('2 tensors of the model outside the ConvNeXt are not in the checkpoint and start new: head.weight, head'
-               in line for line in logged)
+    assert any('2 tensors of the model outside the ConvNeXt are not in the checkpoint, or there in other shapes, and '
+               'start new: head.weight, head.bias' in line for line in logged)
     runner = runner_of(tmp_path, load_from=str(tmp_path / 'imagenet.pth'))
     runner.register_hook(ConvNeXtLoadHook(whole_model=True))
-    with pytest.raises(UserError, match='lacks 2 tensors of the model: head.weight, head.bias; a test needs the whole'):
+    with pytest.raises(UserError, match='lacks 2 tensors of the model, .*: head.weight, head.bias; a test and a resum'):
         runner.load_or_resume()
+
+
+@pytest.mark.parametrize('resume', [False, True])
+def test_heads_of_other_classes_start_new_in_training_only(resume, tmp_path, logged):
+    state = toy(output_norms=True)
+    state['head.weight'] = torch.ones(5, 32, 1, 1)
+    torch.save({'model': state, 'meta': {}, 'message_hub': {}}, tmp_path / 'file.pth')
+    runner = runner_of(tmp_path, load_from=str(tmp_path / 'file.pth'), resume=resume)
+    if resume:
+        with pytest.raises(UserError, match='lacks 1 tensors of the model, or has them in other shapes: head.weight;'):
+            runner.train()
+    else:
+        runner.load_or_resume()
+        assert any('start new: head.weight' in line for line in logged)
 
 
 def test_weights_without_training_state_do_not_resume(tmp_path):
@@ -477,6 +491,24 @@ def test_which_copy_is_taken(first, second, tmp_path, logged):
     assert_backbone(runner.model, one)
 
 
+@pytest.mark.parametrize('dialect, prefix, siblings', [
+    ('official', 'model.backbone.bottom_up.', ('model.backbone.fpn_lateral2.weight', 'model.roi_heads.box_head.bias')),
+    ('timm', 'visual.trunk.', ('visual.head.proj.weight', 'logit_scale', 'transformer.resblocks.0.ln_1.weight')),
+    ('hf', 'backbone.', ('decode_head.classifier.weight',)),
+])
+def test_backbones_of_other_toolkits(dialect, prefix, siblings, logged):
+    """detectron2, CLIP and transformers' UperNet: what stands beside the backbone is none of its parts."""
+    source = redraw(ConvNeXt(MICRO))
+    written, _ = next(d for d in DIALECTS if d.name == dialect).write(source.state_dict())
+    model = ConvNeXt(MICRO)
+    model.load_state_dict({**{prefix + name: value for name, value in written.items()},
+                           **{name: torch.ones(3) for name in siblings}})
+    for name, param in model.named_parameters():
+        if not name.startswith('norm') or dialect != 'timm':
+            assert torch.equal(param, source.get_parameter(name)), name
+    assert f'(prefix {prefix!r})' in logged[-1]
+
+
 def test_equal_copies_need_a_prefix():
     both = {'left': toy(1), 'right': toy(2)}
     with pytest.raises(UserError, match="several ConvNeXts, at the prefixes 'left.backbone.', 'right.backbone.': "):
@@ -484,14 +516,6 @@ def test_equal_copies_need_a_prefix():
 
 
 # ---- what is said
-
-
-@pytest.fixture
-def logged(monkeypatch):
-    lines = []
-    for module in ('weights', 'load_hook'):
-        monkeypatch.setattr(f'convnext_dense.{module}.print_log', lambda text, **_: lines.append(text))
-    return lines
 
 
 def test_summary_is_one_line(logged):
