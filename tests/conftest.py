@@ -3,9 +3,11 @@ import os
 import runpy
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
+from mmengine.visualization import Visualizer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,6 +35,8 @@ def tool(monkeypatch, capsys):
     def run(name: str, *args: object, data: Path | str = 'no_such_folder'):
         monkeypatch.setenv('CONVNEXT_DENSE_DATA', str(data))
         monkeypatch.setattr(sys, 'argv', [f'tools/{name}.py', *map(str, args)])
+        # One visualizer a process: mmdet's hook takes the last one made, which may be mmseg's.
+        monkeypatch.setattr(Visualizer, '_instance_dict', OrderedDict())
         message = None
         try:
             runpy.run_path(str(ROOT / 'tools' / f'{name}.py'), run_name='__main__')
