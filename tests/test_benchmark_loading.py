@@ -3,9 +3,11 @@ import json
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT
 
 
+@pytest.mark.slow
 def test_loading_benchmark(tmp_path):
     subprocess.run([sys.executable, ROOT / 'tools/benchmark_loading.py', '--arch', 'atto', '--repeats', '1', '--out',
                     tmp_path / 'figures.json'], check=True, stdout=subprocess.DEVNULL)

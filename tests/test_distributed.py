@@ -66,6 +66,7 @@ def launch(script: str, *args: object, data: Path) -> subprocess.Popen:
 SHORT = ('--cfg-options', 'train_cfg.max_epochs=1', 'train_cfg.val_interval=1')
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_test_like_one(digits, tmp_path, tool):
     process = launch('dist_train.sh', MASK_RCNN, 2, '--work-dir', tmp_path, *SHORT, data=digits)
     text, _ = process.communicate(timeout=400)

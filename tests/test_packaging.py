@@ -66,6 +66,7 @@ def test_content_of_the_wheel(wheel):
     assert needs == ['Requires-Dist: torch>=2.1'], 'nothing that could replace a toolkit that is there'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('form', ["'convnext_dense::cascade_mask_rcnn/convnext_t_3x_coco.py'"])
 def test_leaf_in_another_folder(form, installed, official_names, tmp_path):
     """A leaf of the user's on the installed package, own classes, through the installed tools to metrics."""
@@ -83,6 +84,7 @@ train_cfg = dict(max_epochs=1)
     assert 'coco/bbox_mAP' in json.loads((tmp_path / 'work_dirs/leaf/metrics.json').read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('toolkit, leaf, options', [
     ('mmdet', 'mask_rcnn/convnext_digits.py', QUICK_DET),
     ('mmseg', 'upernet/convnext_digits.py', QUICK_SEG),
