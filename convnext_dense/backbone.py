@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .errors import UserError
 from .weight_files import licence_of, read
-from .weights import DEFAULT_KERNEL_SIZE, fit_state_dict
+from .weights import DEFAULT_KERNEL_SIZE, WRAPPED_MODULES, fit_state_dict
 
 # Blocks and channels of each stage: V1 paper section 3 and Table 12, V2 paper Table 15 (atto to nano, huge).
 ARCHS: dict[str, dict[str, tuple[int, ...]]] = {
@@ -360,8 +360,21 @@ class ConvNeXt(BaseModule):
                 param.copy_(state[name])
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
-        # Called by every way of loading: load_state_dict, init_cfg, a checkpoint of the model around this one.
+        # Called by every way of loading: load_state_dict, init_cfg, a checkpoint of the model around this one. Of a
+        # model under FSDP only shards are here: ConvNeXtLoadHook has fitted the file.
+        if any('_fsdp_wrapped_module' in name for name, _ in self.named_parameters()):
+            self._check_names({key[len(prefix):] for key in state_dict if key.startswith(prefix)}, prefix)
+            super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+            return
         own = {key[len(prefix):]: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
         fitted = fit_state_dict(self, own, place=prefix)
         state_dict.update({prefix + key: value for key, value in fitted.items()})
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _check_names(self, found: set[str], place: str) -> None:
+        wanted = {WRAPPED_MODULES.sub('', name) for name, _ in self.named_parameters()}
+        if found != wanted:
+            raise UserError(
+                f'the sharded ConvNeXt at {place!r} lacks {sorted(wanted - found)[:3]} and does not know '
+                f'{sorted(found - wanted)[:3]}: sharded models load other layouts through '
+                "custom_hooks=[dict(type='ConvNeXtLoadHook')] only")

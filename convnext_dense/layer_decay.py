@@ -10,6 +10,8 @@ from torch import nn
 
 from .backbone import ConvNeXt
 from .errors import UserError
+from .sharding import whole_parameters
+from .weights import WRAPPED_MODULES
 
 DECAY_TYPES = ('layer_wise', 'stage_wise')
 
@@ -53,17 +55,19 @@ class ConvNeXtLayerDecayConstructor(DefaultOptimWrapperConstructor):
                             'optim_wrapper.optimizer.lr')
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
-        model = getattr(model, 'module', model)
         groups = self.param_groups(model)
         self._log_table(groups)
-        params = [{key: value for key, value in group.items() if key != 'layers'} for group in groups]
+        params = [{key: value for key, value in group.items() if key not in ('layers', 'size')} for group in groups]
         optimizer = OPTIMIZERS.build(dict(self.optimizer_cfg, params=params))
         return OPTIM_WRAPPERS.build({'type': 'OptimWrapper', **self.optim_wrapper_cfg},
                                     default_args=dict(optimizer=optimizer))
 
     def param_groups(self, model: nn.Module) -> list[dict]:
-        """Groups for a torch optimizer, from the stem to the heads; ``layers`` names the layer ids in each."""
-        backbones = {f'{name}.' if name else '': module for name, module in model.named_modules()
+        """Groups for a torch optimizer, stem to heads; with the ids of its ``layers`` and the ``size`` of each."""
+        inner = getattr(model, 'module', model)
+        with whole_parameters(model):  # shards are flat
+            shapes = {_own_name(name): param.shape for name, param in inner.named_parameters()}
+        backbones = {_own_name(f'{name}.') if name else '': module for name, module in inner.named_modules()
                      if isinstance(module, ConvNeXt)}
         if not backbones:
             raise UserError(f'{type(self).__name__} found no ConvNeXt in {type(model).__name__}: use the default '
@@ -74,9 +78,13 @@ class ConvNeXtLayerDecayConstructor(DefaultOptimWrapperConstructor):
                                 f'{prefix.rstrip(".") or "the top"!r} has {backbone.num_layers}: leave num_layers out')
         unmatched = set(self.custom_keys)
         groups: dict[tuple, dict] = {}
-        for name, param in model.named_parameters():
+        for name, param in inner.named_parameters():
             if not param.requires_grad:
                 continue
+            name = _own_name(name)
+            if name.endswith('_flat_param'):
+                raise UserError('FSDP gave the parameters of whole modules as one, layer decay needs them one by one: '
+                                'set strategy.model_wrapper.use_orig_params=True')
             prefix = next((prefix for prefix in backbones if name.startswith(prefix)), None)
             layer, scale = 'outside', 1.
             if prefix is not None:
@@ -86,7 +94,7 @@ class ConvNeXtLayerDecayConstructor(DefaultOptimWrapperConstructor):
                 if scale > 1:
                     raise UserError(f'layer id {layer} of {name} is above num_layers + 1 = {backbone.num_layers + 1} '
                                     'and would raise its learning rate above the base rate: mend layer_id')
-            weight_decay = 0. if param.ndim <= 1 or name.endswith('.bias') else self.base_wd
+            weight_decay = 0. if len(shapes[name]) <= 1 or name.endswith('.bias') else self.base_wd
             custom = self._custom(name, unmatched)
             settings = {'lr': self.base_lr * scale * custom.pop('lr_mult', 1.)}
             decay_mult = custom.pop('decay_mult', 1.)
@@ -94,9 +102,10 @@ class ConvNeXtLayerDecayConstructor(DefaultOptimWrapperConstructor):
                 settings['weight_decay'] = weight_decay * decay_mult
             settings.update(custom)
             group = groups.setdefault(tuple(sorted((key, repr(value)) for key, value in settings.items())),
-                                      {'params': [], 'layers': set(), **settings})
+                                      {'params': [], 'layers': set(), 'size': 0, **settings})
             group['params'].append(param)
             group['layers'].add(layer)
+            group['size'] += shapes[name].numel()
         if unmatched:
             raise UserError(f'custom_keys {sorted(unmatched)} of paramwise_cfg match no trainable parameter: correct '
                             'them or take them out')
@@ -120,5 +129,9 @@ class ConvNeXtLayerDecayConstructor(DefaultOptimWrapperConstructor):
             decayed = sum(len(group['params']) for group in same if group.get('weight_decay') != 0)
             rows.append(f'{names:>14} {lr:>11.4g} {decayed:>16} '
                         f'{sum(len(group["params"]) for group in same) - decayed:>12} '
-                        f'{sum(p.numel() for group in same for p in group["params"]):>12,}')
+                        f'{sum(group["size"] for group in same):>12,}')
         print_log('\n'.join(rows), logger='current')
+
+
+def _own_name(name: str) -> str:
+    return WRAPPED_MODULES.sub('', name)

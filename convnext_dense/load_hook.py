@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from .backbone import ConvNeXt
 from .errors import UserError
-from .weights import SECOND_CHOICE, WRAPPED_MODULES, choose, find_backbones, tensors_of
+from .sharding import is_sharded, state_of, whole_parameters
+from .weights import SECOND_CHOICE, WRAPPED_MODULES, choose, find_backbones, fit_state_dict, tensors_of
 
 
 @HOOKS.register_module()
@@ -44,7 +45,10 @@ class ConvNeXtLoadHook(Hook):
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
-        unwrap_checkpoint(model, checkpoint, self.whole_model or runner._resume)
+        with whole_parameters(runner.model):
+            unwrap_checkpoint(model, checkpoint, self.whole_model or runner._resume)
+            if is_sharded(model):
+                _fit(model, checkpoint['state_dict'])
 
 
 def strip_code(checkpoint: Any) -> None:
@@ -72,7 +76,7 @@ def unwrap_checkpoint(model: nn.Module, checkpoint: dict, whole_model: bool = Fa
     if not backbones:
         raise UserError(f'the checkpoint holds no ConvNeXt in a known layout, its first names are {list(tensors)[:3]}: '
                         'give the checkpoint of a model with a ConvNeXt')
-    own = model.state_dict()
+    own = state_of(model)
     own_names = {WRAPPED_MODULES.sub('', name): name for name in own}
     places = [WRAPPED_MODULES.sub('', path) for path in paths]
     source = _root({backbone.prefix for backbone in backbones}, places)
@@ -91,6 +95,16 @@ def unwrap_checkpoint(model: nn.Module, checkpoint: dict, whole_model: bool = Fa
     for key in [key for key, value in checkpoint.items() if isinstance(value, Tensor) or source.startswith(f'{key}.')]:
         del checkpoint[key]
     checkpoint['state_dict'] = state
+
+
+def _fit(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """What a ConvNeXt's own load hook does, which does not see whole tensors where the model is sharded."""
+    for name, module in model.named_modules():
+        if isinstance(module, ConvNeXt):
+            path = WRAPPED_MODULES.sub('', f'{name}.' if name else '')
+            found = {key[len(path):]: state.pop(key) for key in list(state) if key.startswith(path)}
+            fitted = fit_state_dict(module, found, place=path)
+            state.update({path + key: value.clone() for key, value in fitted.items()})
 
 
 def _root(prefixes: set[str], paths: list[str]) -> str | None:

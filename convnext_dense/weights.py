@@ -315,7 +315,7 @@ def match(model: ConvNeXt, found: Mapping[str, Any], prefix: str | None = None, 
             "custom_hooks=[dict(type='ConvNeXtLoadHook')], which unwraps whole files")
     chosen = choose(backbones, prefix)
     given = chosen.tensors
-    wanted = {name: param.detach() for name, param in model.named_parameters()}
+    wanted = {WRAPPED_MODULES.sub('', name): param.detach() for name, param in model.named_parameters()}
     left_out = [name for name in given if name not in wanted and _is_left_out(model, name)]
     given = {name: value for name, value in given.items() if name not in left_out}
     new = [name for name in wanted if re.match(r'norm\d\.', name)

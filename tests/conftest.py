@@ -6,6 +6,7 @@ import sys
 from collections import OrderedDict
 from pathlib import Path
 
+import psutil
 import pytest
 from mmengine.visualization import Visualizer
 
@@ -61,3 +62,10 @@ def start(name: str, *args: object, data: Path) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, str(ROOT / 'tools' / f'{name}.py'), *map(str, args)], text=True, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, env=dict(os.environ, CONVNEXT_DENSE_DATA=str(data)))
+
+
+def kill_all(process: subprocess.Popen) -> None:
+    """SIGKILL for ``process`` and all that it started: data workers stay behind, torchrun's workers train on."""
+    for part in [*psutil.Process(process.pid).children(recursive=True), process]:
+        part.kill()
+    process.wait()

@@ -8,14 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, kill_all
+from mmengine.model import MMFullyShardedDataParallel
 from torch import distributed, multiprocessing
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
-from convnext_dense import ConvNeXt
+from convnext_dense import ConvNeXt, ConvNeXtLayerDecayConstructor, UserError
+from convnext_dense.sharding import wrap_blocks
 
 MASK_RCNN = ROOT / 'configs/mask_rcnn/convnext_digits.py'
 MICRO = dict(depths=[1, 1, 1, 1], channels=[4, 8, 8, 8])
@@ -100,10 +102,7 @@ def test_killed_processes_resume(seed, digits, tmp_path):
             rates[found[1], found[2]] = found[3]
             if (int(found[1]), int(found[2])) >= (epoch, iteration):
                 break
-    # torchrun gives its workers sessions of their own.
-    for part in [*psutil.Process(process.pid).children(recursive=True), process]:
-        part.kill()
-    process.wait()
+    kill_all(process)
     saved = torch.load((tmp_path / 'last_checkpoint').read_text())
     resumed = launch('dist_train.sh', MASK_RCNN, 2, '--resume', *options, data=digits)
     text, _ = resumed.communicate(timeout=400)
@@ -117,3 +116,62 @@ def test_killed_processes_resume(seed, digits, tmp_path):
     steps = {int(state['step']) for state in final['optimizer']['state'].values()}
     assert steps == {16}, 'the optimizer went on counting'
     assert (tmp_path / 'metrics.json').exists()
+
+
+def settings(model: torch.nn.Module) -> dict[str, tuple[float, float]]:
+    """Learning rate and weight decay of each parameter, by its name in the model that is not split."""
+    constructor = ConvNeXtLayerDecayConstructor(
+        dict(optimizer=dict(type='AdamW', lr=1., weight_decay=.5)), dict(decay_rate=.5))
+    names = {id(param): name.replace('_fsdp_wrapped_module.', '') for name, param in model.named_parameters()}
+    return {names[id(param)]: (group['lr'], group['weight_decay'])
+            for group in constructor.param_groups(model) for param in group['params']}
+
+
+def sharded(rank: int, port: int, log: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
+    expected = settings(ConvNeXt(MICRO))
+    options = dict(auto_wrap_policy=wrap_blocks, device_id=torch.device('cpu'))
+    model = MMFullyShardedDataParallel(ConvNeXt(MICRO), **options)
+    assert sum(isinstance(module, FullyShardedDataParallel) for module in model.modules()) == 4 + 1
+    assert settings(model) == expected
+    assert {decay for _, decay in expected.values()} == {0., .5}
+    with pytest.raises(UserError, match='use_orig_params=True'):
+        settings(MMFullyShardedDataParallel(ConvNeXt(MICRO), use_orig_params=False, **options))
+    Path(f'{log}.{rank}').write_text('')
+    distributed.barrier()
+    os._exit(0)
+
+
+def test_layer_decay_of_shards(tmp_path):
+    multiprocessing.spawn(sharded, (free_port(), str(tmp_path / 'done')), nprocs=2)
+    assert (tmp_path / 'done.0').exists() and (tmp_path / 'done.1').exists()
+
+
+@pytest.mark.slow
+def test_fully_sharded_equals_data_parallel(digits, tmp_path, tool):
+    leaf = tmp_path / 'fsdp.py'
+    leaf.write_text(f"_base_ = [{str(MASK_RCNN)!r}, {str(ROOT / 'configs/_base_/fsdp.py')!r}]\n")
+    losses = {}
+    for config in (MASK_RCNN, leaf):
+        process = launch(
+            'dist_train.sh', config, 2, '--work-dir', tmp_path / config.stem, '--cfg-options', 'train_cfg.max_epochs=2',
+            'train_cfg.val_interval=2', 'default_hooks.logger.interval=1', 'train_dataloader.batch_size=4',
+            'randomness.seed=0', data=digits)
+        text, _ = process.communicate(timeout=400)
+        assert process.returncode == 0, text
+        losses[config] = [float(loss) for loss in re.findall(r' loss: (\S+) ', text)]
+        assert re.search(r'outside +0.002 +44 +91 +3,6', text), 'no shard counts as a vector'
+    assert len(losses[leaf]) == 8
+    assert losses[leaf] == pytest.approx(losses[MASK_RCNN], rel=2e-3)
+    process = launch('dist_train.sh', leaf, 2, '--resume', '--work-dir', tmp_path / 'fsdp', '--cfg-options',
+                     'train_cfg.max_epochs=3', 'train_dataloader.batch_size=4', data=digits)
+    text, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, text
+    assert 'resumed epoch: 2, iter: 8' in text
+    trained = json.loads((tmp_path / 'fsdp/metrics.json').read_text())
+    message, _ = tool('test', MASK_RCNN, tmp_path / 'fsdp/epoch_3.pth', '--work-dir', tmp_path / 'one', data=digits)
+    assert message is None
+    tested = json.loads((tmp_path / 'one/metrics.json').read_text())
+    assert {key: trained[key] for key in tested if key.startswith('coco/')} == \
+        {key: value for key, value in tested.items() if key.startswith('coco/')}

@@ -3,18 +3,17 @@ import json
 import os
 import pickle
 import re
-import signal
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import ROOT, start
+from conftest import ROOT, kill_all, start
 from mmengine.config import Config
 
 from convnext_dense.launch import fit_to_machine, metrics_table, use_test_time_augmentation
 
-pytest.importorskip('mmdet')
+mmdet = pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')
 MASK_RCNN = ROOT / 'configs/mask_rcnn/convnext_digits.py'
 UPERNET = ROOT / 'configs/upernet/convnext_digits.py'
@@ -72,8 +71,7 @@ def test_killed_training_resumes(digits, tmp_path):
     for line in process.stdout:
         if re.search(r'Epoch\(train\)\s+\[2\]', line):
             break
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    kill_all(process)
     assert (tmp_path / 'last_checkpoint').read_text().endswith('epoch_1.pth')
     resumed = start('train', MASK_RCNN, '--resume', *options, data=digits)
     text, _ = resumed.communicate(timeout=300)
@@ -210,6 +208,8 @@ def test_mmcv_without_operators(official_names, tmp_path, tool, monkeypatch):
 
 
 def test_unsupported_mmcv_ends_without_traceback(official_names, tmp_path):
+    if not hasattr(mmdet, 'mmcv_maximum_version'):
+        pytest.skip('this mmdet (OneDL) takes every mmcv')
     script = ("import runpy, sys, mmcv; mmcv.__version__ = '2.2.0'; "
               f"sys.argv = ['train.py', {str(CASCADE_B)!r}, '--work-dir', {str(tmp_path)!r}]; "
               f"runpy.run_path({str(ROOT / 'tools/train.py')!r}, run_name='__main__')")
@@ -237,3 +237,21 @@ def test_table_of_metrics():
         'box        0.5    0.75     0.6       -     0.4     0.7']
     assert metrics_table({'aAcc': 90.5, 'mIoU': 46.7, 'mAcc': 58.}).splitlines() == [
         '          mIoU    mAcc    aAcc', '          46.7      58    90.5']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('config', [MASK_RCNN, UPERNET], ids=['mask_rcnn', 'upernet'])
+def test_torch_compile(config, digits, tmp_path, tool):
+    """mmengine's ``compile=``: the losses of the run without it."""
+    short = ('train_cfg.max_epochs=1', 'train_dataloader.batch_size=11') if config == MASK_RCNN \
+        else ('train_cfg.max_iters=3', 'default_hooks.checkpoint.interval=3')
+    losses = []
+    for name, options in (('eager', ()), ('compiled', ('compile.backend=aot_eager',))):
+        tool('train', config, '--work-dir', tmp_path / name, '--cfg-options', *IN_PROCESS, *short,
+             'randomness.seed=0', 'default_hooks.logger.interval=1', *options, data=digits)
+        log, = (tmp_path / name).glob('*/*.log')
+        text = log.read_text()
+        assert ('Model has been "compiled"' in text) == bool(options)
+        losses.append([float(loss) for loss in re.findall(r' loss: (\S+) ', text)])
+    assert len(losses[0]) == 3
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
