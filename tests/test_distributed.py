@@ -175,3 +175,16 @@ def test_fully_sharded_equals_data_parallel(digits, tmp_path, tool):
     tested = json.loads((tmp_path / 'one/metrics.json').read_text())
     assert {key: trained[key] for key in tested if key.startswith('coco/')} == \
         {key: value for key, value in tested.items() if key.startswith('coco/')}
+
+
+def test_slurm_script_asks_for_the_gpus_and_passes_the_rest(tmp_path):
+    srun = tmp_path / 'srun'
+    srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    srun.chmod(0o755)
+    env = dict(os.environ, PATH=f'{tmp_path}:{os.environ["PATH"]}', GPUS='16', PYTHON='python', SRUN_ARGS='--mem 64G')
+    done = subprocess.run([ROOT / 'tools/slurm_train.sh', 'part', 'job', 'leaf.py', '--amp'], env=env, text=True,
+                          capture_output=True, check=True)
+    assert done.stdout.splitlines() == [
+        '-p', 'part', '--job-name=job', '--gres=gpu:8', '--ntasks=16', '--ntasks-per-node=8', '--cpus-per-task=5',
+        '--kill-on-bad-exit=1', '--mem', '64G', 'python', '-u', str(ROOT / 'tools/train.py'), 'leaf.py', '--launcher',
+        'slurm', '--amp']
