@@ -84,8 +84,8 @@ train_cfg = dict(max_epochs=1)
     assert 'Failed to search registry' not in text
     assert 'coco/bbox_mAP' in json.loads((tmp_path / 'work_dirs/leaf/metrics.json').read_text())
     photograph = Path(sklearn.datasets.__file__).parent / 'images/china.jpg'
-    run(installed / 'convnext_dense/.mim/tools/predict.py', 'leaf.py', 'work_dirs/leaf/epoch_1.pth', photograph, '--out',
-        'predicted', data=official_names, cwd=tmp_path, path=installed)
+    run(installed / 'convnext_dense/.mim/tools/predict.py', 'leaf.py', 'work_dirs/leaf/epoch_1.pth', photograph,
+        '--out', 'predicted', data=official_names, cwd=tmp_path, path=installed)
     predicted = json.loads(next((tmp_path / 'predicted').glob('*.json')).read_text())
     assert [(image['width'], image['height']) for image in predicted['images']] == [(640, 427)]
     assert [category['name'] for category in predicted['categories']] == ['person', 'bicycle', 'car']
