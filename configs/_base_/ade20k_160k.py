@@ -1,6 +1,7 @@
 # ADE20K semantic segmentation, 160k iterations, as in the official ConvNeXt segmentation code; crops of 512.
-_base_ = ['mmseg::_base_/datasets/ade20k.py', 'mmseg::_base_/default_runtime.py',
-          'mmseg::_base_/schedules/schedule_160k.py']
+# The import: see upernet.py.
+_base_ = __import__('convnext_dense') and [
+    'mmseg::_base_/datasets/ade20k.py', 'mmseg::_base_/default_runtime.py', 'mmseg::_base_/schedules/schedule_160k.py']
 
 # $CONVNEXT_DENSE_DATA is the folder that holds ade/ (and coco/); --cfg-options data_root=... moves this one alone.
 data_root = '{{$CONVNEXT_DENSE_DATA:data}}/ade/ADEChallengeData2016'
