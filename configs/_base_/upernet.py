@@ -1,5 +1,5 @@
 # UperNet with a ConvNeXt-T and an auxiliary FCN head on stage 3, 150 classes, sliding-window test on crops of 512.
-# Importing convnext_dense tells mmengine where the OneDL distribution of mmseg is, in tools that do not import it before.
+# Importing convnext_dense tells mmengine where the OneDL mmseg is, in tools that do not import it before.
 _base_ = __import__('convnext_dense') and 'mmseg::_base_/models/upernet_swin.py'
 custom_imports = dict(imports=['convnext_dense'], allow_failed_imports=False)
 custom_hooks = [dict(type='ConvNeXtLoadHook')]
