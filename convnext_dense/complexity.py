@@ -11,7 +11,6 @@ import copy
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
 import torch
@@ -30,11 +29,6 @@ DETECTOR_SHAPE = (800, 1280)
 PARTS = ('backbone', 'neck', 'heads')
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor) -> int:
-    # Products of queries with keys, and of the result with values.
-    return prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
-
-
 # FLOPs of an operator of torch, from its arguments and its (first) output. The factors of normalisation and
 # interpolation are those of fvcore.
 PRODUCTS: dict[str, Callable[..., int]] = {
@@ -43,13 +37,10 @@ PRODUCTS: dict[str, Callable[..., int]] = {
     'convolution': lambda out, x, weight, bias, stride, padding, dilation, transposed, *_:
         (x if transposed else out).numel() * weight[0].numel(),
 }
+# scaled_dot_product_attention arrives as these too on the meta device.
 ATTENTION_PRODUCTS: dict[str, Callable[..., int]] = {
     'bmm': lambda out, a, b, *_: out.numel() * a.shape[-1],
     'baddbmm': lambda out, bias, a, b, *_: out.numel() * a.shape[-1],
-    **dict.fromkeys((
-        '_scaled_dot_product_flash_attention', '_scaled_dot_product_flash_attention_for_cpu',
-        '_scaled_dot_product_efficient_attention', '_scaled_dot_product_cudnn_attention',
-        '_scaled_dot_product_fused_attention_overrideable'), lambda out, *args: _attention(*args[:3])),
 }
 PER_ELEMENT: dict[str, int] = {
     **dict.fromkeys(('native_layer_norm', 'native_group_norm'), 5),
@@ -66,7 +57,8 @@ ZERO: frozenset[str] = frozenset({
     'logical_or', 'lt', 'masked_fill', 'maximum', 'minimum', 'mul', 'ne', 'neg', 'pow', 'reciprocal', 'relu', 'rsqrt',
     'rsub', 'sigmoid', 'silu', 'sin', 'softplus', 'sqrt', 'sub', 'tanh', 'where',
     # reductions and softmax
-    '_log_softmax', '_softmax', 'amax', 'amin', 'argmax', 'linalg_vector_norm', 'max', 'mean', 'min', 'sum',
+    '_log_softmax', '_safe_softmax', '_softmax', 'amax', 'amin', 'argmax', 'linalg_vector_norm', 'max', 'mean', 'min',
+    'sum',
     # pooling
     '_adaptive_avg_pool2d', 'avg_pool2d', 'max_pool2d_with_indices',
     # making and moving data

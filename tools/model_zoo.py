@@ -165,7 +165,12 @@ def points(folders: dict[str, dict]) -> list[tuple[str, str, str, float, float, 
     return found
 
 
-def draw(data: list[tuple], digest: str) -> None:
+def digest_of(data: list[tuple]) -> str:
+    """Of what the picture shows: its lines differ between versions of matplotlib."""
+    return hashlib.sha256(json.dumps(data).encode()).hexdigest()
+
+
+def draw(data: list[tuple]) -> None:
     """Published accuracy over measured FLOPs and parameters."""
     import matplotlib
     matplotlib.use('Agg')
@@ -193,9 +198,10 @@ def draw(data: list[tuple], digest: str) -> None:
                             ha='right')
         axes[1][0].annotate('UperNet', (.97, .05), xycoords='axes fraction', ha='right')
         handles = {text: handle for axis in axes.flat for handle, text in zip(*axis.get_legend_handles_labels())}
-        figure.legend([handles[series] for series in styles], list(styles), loc='upper center', ncols=3, frameon=False)
+        shown = [series for series in styles if series in handles]
+        figure.legend([handles[series] for series in shown], shown, loc='upper center', ncols=3, frameon=False)
         figure.tight_layout(rect=(0, 0, 1, .93))
-        figure.savefig(PICTURE, metadata={'Date': None, 'Description': digest})
+        figure.savefig(PICTURE, metadata={'Date': None, 'Description': digest_of(data)})
         plt.close(figure)
 
 
@@ -224,10 +230,8 @@ def main() -> None:
             for folder, (comment, content) in read.items()}
         wanted[README] = with_tables(README.read_text(), model_tables(folders) | {'archs': arch_table()})
         data = points(folders)
-        # The picture's lines differ between versions of matplotlib; what it shows is in its description.
-        digest = hashlib.sha256(json.dumps(data).encode()).hexdigest()
         stale = [path for path, text in wanted.items() if path.read_text() != text]
-        old_picture = not PICTURE.exists() or digest not in PICTURE.read_text()
+        old_picture = not PICTURE.exists() or digest_of(data) not in PICTURE.read_text()
         names = [str(path.relative_to(ROOT)) for path in stale + [PICTURE] * old_picture]
         if args.check and names:
             raise UserError(f'{", ".join(names)}: not up to date with the configs and published figures, run python '
@@ -235,7 +239,7 @@ def main() -> None:
         for path in () if args.check else stale:
             path.write_text(wanted[path])
         if old_picture:
-            draw(data, digest)
+            draw(data)
         print(f'written: {", ".join(names)}' if names else 'everything is up to date', file=sys.stderr)
 
 
