@@ -66,10 +66,16 @@ def unwrap_checkpoint(model: nn.Module, checkpoint: dict, whole_model: bool = Fa
 
     Raises:
         UserError: The checkpoint has no ConvNeXt, or several where one is wanted; with ``whole_model``, it lacks
-            tensors of the model.
+            tensors of the model, whatever its backbone.
     """
     paths = [f'{name}.' if name else '' for name, module in model.named_modules() if isinstance(module, ConvNeXt)]
-    if not paths:
+    if not paths:  # another model, loaded by mmengine
+        if whole_model:
+            state = checkpoint.get('state_dict', checkpoint)
+            own, state = ({WRAPPED_MODULES.sub('', name).removeprefix('module.'): value
+                           for name, value in part.items() if isinstance(value, Tensor)}
+                          for part in (model.state_dict(), state))
+            _check_rest(own, state, whole_model)
         return
     tensors = tensors_of(checkpoint)
     backbones = find_backbones(tensors)

@@ -5,6 +5,7 @@ import functools
 import importlib
 import itertools
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -205,6 +206,37 @@ def test_weight_decay_of_swin(row):
     assert len(without) == SWIN_ZERO_DECAY[cfg.model.backbone.depths[2]]
     assert {name.split('.')[0] for name in without} == {'backbone'}
     assert {group['lr'] for group in groups} == {float(row['lr'])}
+
+
+@pytest.mark.slow
+def test_weights_of_swin_load_as_released(tmp_path):
+    """Backbone weights in the layout of Swin's authors give the features of timm's Swin, which is another code."""
+    timm = pytest.importorskip('timm')
+    torch.manual_seed(0)
+    # Twice the usual size: where a map is one window, timm's does not shift it, a detector's does.
+    theirs = timm.create_model('swin_tiny_patch4_window7_224', img_size=448).eval()
+    state = {}
+    for name, value in theirs.state_dict().items():
+        nn.init.normal_(value, std=.05)
+        # timm merges patches at the start of a stage, the authors at the end of the one before.
+        name = re.sub(r'layers\.(\d)\.downsample', lambda match: f'layers.{int(match[1]) - 1}.downsample', name)
+        state[name.replace('head.fc', 'head')] = value
+    torch.save(dict(model=state), tmp_path / 'swin.pth')
+    cfg = load('mask_rcnn/swin_t_3x_coco.py').model.backbone
+    cfg.init_cfg.checkpoint = str(tmp_path / 'swin.pth')
+    backbone = MODELS.build(cfg)
+    backbone.init_weights()
+    backbone.double().eval()
+    theirs.double()
+    image = torch.randn(1, 3, 448, 448, dtype=torch.float64)
+    with torch.no_grad():
+        found = backbone(image)
+        wanted = theirs.forward_intermediates(image, intermediates_only=True)
+    assert len(found) == len(wanted) == 4
+    for ours, feature in zip(found, wanted):
+        # Output norms are new to the file.
+        feature = nn.functional.layer_norm(feature.permute(0, 2, 3, 1), feature.shape[1:2]).permute(0, 3, 1, 2)
+        torch.testing.assert_close(ours, feature, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize('name, like', WITHOUT_ROW.items())

@@ -7,10 +7,11 @@ import json
 import pytest
 import torch
 from conftest import ROOT
-from test_configs import build, load
+from test_configs import load
 from test_weights import fill, official_layout
 
 from convnext_dense import ARCHS
+from convnext_dense.complexity import build_on_meta
 
 pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')
@@ -106,7 +107,7 @@ def test_names_and_shapes_are_those_of_our_configs(leaf):
     theirs = {f'backbone.{name}': shape
               for name, shape in official_layout(ARCHS[arch], False, output_norms=True).items()}
     theirs.update(heads(ARCHS[arch]['channels']))
-    assert theirs == {name: tuple(value.shape) for name, value in build(load(leaf)).state_dict().items()}
+    assert theirs == {name: tuple(value.shape) for name, value in build_on_meta(load(leaf)).state_dict().items()}
 
 
 IN_PROCESS = ('test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False',
@@ -142,3 +143,11 @@ def test_a_detector_of_another_kind_is_refused(official_names, tmp_path, tool):
         'test', ROOT / 'configs/cascade_mask_rcnn/convnext_b_3x_coco.py', tmp_path / 'official.pth', '--work-dir',
         tmp_path / 'work', '--cfg-options', *IN_PROCESS, 'model.neck.in_channels=[40,80,160,320]', data=official_names)
     assert message.startswith('error: the checkpoint lacks ') and 'roi_head.bbox_head.0.fc_cls.weight' in message
+
+
+def test_baselines_take_only_what_fits_too(official_names, tmp_path, tool):
+    """mmengine would test a Swin with random weights and a warning."""
+    torch.save(checkpoint(mask_rcnn, 'atto', ('person',)), tmp_path / 'official.pth')
+    message, _ = tool('test', ROOT / 'configs/mask_rcnn/swin_t_3x_coco.py', tmp_path / 'official.pth', '--work-dir',
+                      tmp_path / 'work', '--cfg-options', *IN_PROCESS[:3], data=official_names)
+    assert message.startswith('error: the checkpoint lacks ') and 'backbone.patch_embed.projection.weight' in message
