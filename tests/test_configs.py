@@ -292,7 +292,7 @@ def test_layer_decay_of_the_recipe(row):
 
 # The small ones, and one of each kind, in every run of the tests; CI runs all.
 @pytest.mark.parametrize('leaf', [
-    leaf if '_t_' in leaf or 'r50' in leaf else pytest.param(leaf, marks=pytest.mark.slow) for leaf in RECIPES])
+    leaf if re.search('_t_3x|_t_512|r50', leaf) else pytest.param(leaf, marks=pytest.mark.slow) for leaf in RECIPES])
 def test_trains_and_predicts(leaf, official_names, monkeypatch):
     """Loss, backward and predictions at reduced size; every parameter gets a gradient, so DDP finds none unused."""
     monkeypatch.setenv('CONVNEXT_DENSE_DATA', str(official_names))
