@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from mmengine.model import BaseModule, PretrainedInit
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -80,9 +81,10 @@ class Block(nn.Module):
     """One residual block (V1 paper, Figure 4): depthwise 7x7, LayerNorm, Linear, GELU, (GRN), Linear, layer scale."""
 
     def __init__(self, channels: int, drop_path: float, layer_scale_init_value: float, use_grn: bool, eps: float,
-                 kernel_size: int) -> None:
+                 kernel_size: int, dilation: int = 1) -> None:
         super().__init__()
-        self.dwconv = nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
+        self.dwconv = nn.Conv2d(channels, channels, kernel_size, padding=dilation * (kernel_size // 2),
+                                dilation=dilation, groups=channels)
         self.norm = nn.LayerNorm(channels, eps=eps)
         self.pwconv1 = nn.Linear(channels, 4 * channels)
         self.act = nn.GELU()
@@ -99,6 +101,16 @@ class Block(nn.Module):
         if self.gamma is not None:
             y = y * self.gamma
         return x + self.drop_path(y.permute(0, 3, 1, 2))  # (N, H, W, C) -> (N, C, H, W)
+
+
+class DilatedDownsample(nn.Conv2d):
+    """The 2x2 convolution between two stages at stride 1: every other position has what stride 2 gives."""
+
+    def __init__(self, in_channels: int, out_channels: int, dilation: int) -> None:
+        super().__init__(in_channels, out_channels, 2, dilation=dilation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, (0, self.dilation[1], 0, self.dilation[0])))  # right and bottom: (H, W) stays
 
 
 def resolve_arch(arch: str | dict) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -151,6 +163,9 @@ class ConvNeXt(BaseModule):
             freeze nothing. Output norms are new to ImageNet weights and always train.
         with_cp: Checkpoint each block: its activations are recomputed in the backward pass.
         stem_patch_size: Kernel and stride of the stem.
+        output_stride: Largest stride of the features: 8, 16 or 32, which None is too (4 is possible, and slow). Stages
+            that would be coarser keep their size and dilate their kernels instead, as in DeepLab (arXiv 1706.05587,
+            section 3.1); the weights stay as they are.
         kernel_size: Side of the depthwise kernels, odd. Weights of another size are interpolated where it is not 7.
         norm_cfg: ``dict(type='LN2d', eps=...)`` as in mmpretrain; None is an eps of 1e-6.
         act_cfg: ``dict(type='GELU')`` as in mmpretrain, or None, which is the same.
@@ -164,6 +179,7 @@ class ConvNeXt(BaseModule):
     Attributes:
         depths, channels: Of all four stages of the arch, also of those that are not built.
         out_indices: The stages in the output, resolved to 0 to 3.
+        strides: Of all four stages, in pixels.
 
     Raises:
         UserError: An argument cannot be used, or weights do not fit.
@@ -179,6 +195,7 @@ class ConvNeXt(BaseModule):
                  frozen_stages: int = 0,
                  with_cp: bool = False,
                  stem_patch_size: int = 4,
+                 output_stride: int | None = None,
                  kernel_size: int = DEFAULT_KERNEL_SIZE,
                  norm_cfg: dict | None = None,
                  act_cfg: dict | None = None,
@@ -215,27 +232,34 @@ class ConvNeXt(BaseModule):
         if type(kernel_size) is not int or kernel_size < 1 or kernel_size % 2 == 0:
             raise UserError(f'ConvNeXt needs an odd kernel_size, found {kernel_size}: the official one is '
                             f'{DEFAULT_KERNEL_SIZE}')
+        strides = [stem_patch_size * 2**i for i in range(NUM_STAGES)]
+        if output_stride not in (None, *strides):
+            raise UserError(f'ConvNeXt cannot use output_stride={output_stride}: use one of '
+                            f'{", ".join(map(str, strides))}')
+        self.strides = tuple(min(stride, output_stride or stride) for stride in strides)
         self.kernel_size = kernel_size
         self.frozen_stages = frozen_stages
         self.with_cp = with_cp
         # Below this side, the last stage that is built would be empty.
-        self.min_size = stem_patch_size * 2**(num_built - 1)
+        self.min_size = self.strides[num_built - 1]
 
         self.downsample_layers = nn.ModuleList()
         self.stages = nn.ModuleList()
         rates = torch.linspace(0, drop_path_rate, sum(self.depths), device='cpu').tolist()
         for i in range(num_built):
             width, blocks = self.channels[i], self.depths[i]
+            dilation = strides[i] // self.strides[i]
             if i == 0:
                 downsample = nn.Sequential(
                     nn.Conv2d(in_channels, width, stem_patch_size, stem_patch_size), LayerNorm2d(width, eps=eps))
             else:
-                downsample = nn.Sequential(
-                    LayerNorm2d(self.channels[i - 1], eps=eps), nn.Conv2d(self.channels[i - 1], width, 2, 2))
+                conv = nn.Conv2d(self.channels[i - 1], width, 2, 2) if dilation == 1 else \
+                    DilatedDownsample(self.channels[i - 1], width, dilation // 2)
+                downsample = nn.Sequential(LayerNorm2d(self.channels[i - 1], eps=eps), conv)
             self.downsample_layers.append(downsample)
             first = sum(self.depths[:i])
             self.stages.append(nn.Sequential(*(
-                Block(width, rate, layer_scale_init_value, use_grn, eps, kernel_size)
+                Block(width, rate, layer_scale_init_value, use_grn, eps, kernel_size, dilation)
                 for rate in rates[first:first + blocks])))
         for i in self.out_indices:
             self.add_module(f'norm{i}', LayerNorm2d(self.channels[i], eps=eps))
@@ -288,7 +312,7 @@ class ConvNeXt(BaseModule):
             x: (N, in_channels, H, W); H and W at least 32 where all four stages are built, odd sizes too.
 
         Returns:
-            One contiguous tensor a stage: stage i has ``channels[i]`` and, floored, 1 / (4 * 2**i) of the size.
+            One contiguous tensor a stage: stage i has ``channels[i]`` and, floored, 1 / strides[i] of the size.
 
         Raises:
             UserError: The image is too small for the last stage.

@@ -167,6 +167,68 @@ def test_subset_equals_the_full_model():
         torch.testing.assert_close(out, want, rtol=0, atol=0)
 
 
+def shifted_sum(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, dilation: int, before: int) -> torch.Tensor:
+    """A dilated convolution that keeps the size, tap by tap; ``before``: taps left of and above each position."""
+    groups = x.shape[1] // weight.shape[1]
+    out = bias.view(1, -1, 1, 1).repeat(x.shape[0], 1, *x.shape[2:])
+    for (dy, dx) in [(dy, dx) for dy in range(weight.shape[2]) for dx in range(weight.shape[3])]:
+        y, x_ = (dy - before) * dilation, (dx - before) * dilation
+        moved = torch.zeros_like(x)
+        for row in range(x.shape[2]):
+            for col in range(x.shape[3]):
+                if 0 <= row + y < x.shape[2] and 0 <= col + x_ < x.shape[3]:
+                    moved[:, :, row, col] = x[:, :, row + y, col + x_]
+        tap = weight[:, :, dy, dx]
+        out = out + (moved * tap.view(1, -1, 1, 1) if groups > 1 else torch.einsum('nchw,oc->nohw', moved, tap))
+    return out
+
+
+@pytest.mark.parametrize('output_stride, strides, dilations', [
+    (32, (4, 8, 16, 32), (1, 1, 1, 1)), (16, (4, 8, 16, 16), (1, 1, 1, 2)), (8, (4, 8, 8, 8), (1, 1, 2, 4)),
+    (4, (4, 4, 4, 4), (1, 2, 4, 8))])
+@pytest.mark.parametrize('size', [(64, 96), (37, 45)])
+def test_output_stride(output_stride, strides, dilations, size):
+    """Against the stages written out tap by tap, with the same weights."""
+    plain, model = ConvNeXt(MICRO), ConvNeXt(MICRO, output_stride=output_stride)
+    redraw(plain)
+    assert plain.strides == (4, 8, 16, 32) and model.strides == strides
+    model.load_state_dict(plain.state_dict())  # strict: the same names and shapes
+    image = torch.randn(1, 3, *size)
+    outputs = model(image)
+    assert [tuple(out.shape[2:]) for out in outputs] == [(size[0] // s, size[1] // s) for s in strides]
+    x = image
+    for i, dilation in enumerate(dilations):
+        if dilation == 1:
+            x = plain.downsample_layers[i](x)
+        else:
+            norm, conv = plain.downsample_layers[i]
+            x = shifted_sum(norm(x), conv.weight, conv.bias, dilation // 2, before=0)
+        for block in plain.stages[i]:
+            y = shifted_sum(x, block.dwconv.weight, block.dwconv.bias, dilation, before=3)
+            y = block.pwconv2(block.act(block.pwconv1(block.norm(y.permute(0, 2, 3, 1)))))
+            x = x + (block.gamma * y).permute(0, 3, 1, 2)
+        torch.testing.assert_close(outputs[i], getattr(plain, f'norm{i}')(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('output_stride', [16, 8, 4])
+def test_output_stride_adds_positions_and_changes_none(output_stride):
+    """Every other position (and every fourth …) of the dilated features is the feature without dilation."""
+    plain, model = ConvNeXt(MICRO), ConvNeXt(MICRO, output_stride=output_stride)
+    redraw(plain)
+    model.load_state_dict(plain.state_dict())
+    image = torch.randn(2, 3, 64, 96)
+    for out, want, stride in zip(model(image), plain(image), model.strides):
+        step = out.shape[2] // want.shape[2]
+        torch.testing.assert_close(out[:, :, ::step, ::step], want, rtol=1e-4, atol=1e-5)
+        assert stride * step in (4, 8, 16, 32)
+
+
+def test_output_stride_of_other_stems():
+    assert ConvNeXt(MICRO, stem_patch_size=2).strides == (2, 4, 8, 16)
+    assert ConvNeXt(MICRO, stem_patch_size=2, output_stride=4).strides == (2, 4, 4, 4)
+    assert ConvNeXt(MICRO, output_stride=8, out_indices=(3,))(torch.randn(1, 3, 8, 8))[0].shape == (1, 32, 1, 1)
+
+
 def test_roi_align_reads_our_memory():
     """mmcv's RoIAlign ignores strides: channels_last features would give wrong numbers without an error."""
     ops = pytest.importorskip('mmcv.ops')
@@ -259,6 +321,7 @@ def test_official_initialisation():
     (dict(out_indices=(1, 0)), 'ascending'), (dict(out_indices=(1, 1)), 'each once'), (dict(out_indices=()), 'one or'),
     (dict(out_indices=True), 'out_indices=True'), (dict(out_indices=-5), 'out_indices=-5'),
     (dict(frozen_stages=5), 'use -1 to 4'), (dict(frozen_stages=2, out_indices=0), 'use -1 to 1'),
+    (dict(output_stride=12), 'output_stride=12: use one of 4, 8, 16, 32'),
     (dict(kernel_size=6), 'odd kernel_size, found 6'), (dict(kernel_size=-1), 'odd kernel_size'),
     (dict(drop_path_rate=1.), '0 <= drop_path_rate < 1'), (dict(layer_scale_init_value=-1), '>= 0'),
     (dict(gap_before_final_norm=True), 'gap_before_final_norm=False'),
