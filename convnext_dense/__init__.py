@@ -14,10 +14,12 @@ import importlib.util
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import Registry, root
 
+from .adapters import ConvNeXtSharedHead, PyramidAdapter
 from .backbone import ARCHS, ConvNeXt
 from .errors import UserError
 from .layer_decay import ConvNeXtLayerDecayConstructor
 from .load_hook import ConvNeXtLoadHook
+from .swap import swap_backbone
 from .version import __version__
 from .weights import allow_mmengine_checkpoints
 
@@ -37,4 +39,5 @@ if importlib.util.find_spec('mmseg'):
     except importlib.metadata.PackageNotFoundError:
         MODULE2PACKAGE['mmseg'] = 'mmseg'  # by module as well
 
-__all__ = ['ARCHS', 'ConvNeXt', 'ConvNeXtLayerDecayConstructor', 'ConvNeXtLoadHook', 'UserError', '__version__']
+__all__ = ['ARCHS', 'ConvNeXt', 'ConvNeXtLayerDecayConstructor', 'ConvNeXtLoadHook', 'ConvNeXtSharedHead',
+           'PyramidAdapter', 'UserError', '__version__', 'swap_backbone']

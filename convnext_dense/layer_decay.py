@@ -8,6 +8,7 @@ from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from torch import nn
 
+from .adapters import ConvNeXtSharedHead
 from .backbone import ConvNeXt
 from .errors import UserError
 from .sharding import whole_parameters
@@ -68,7 +69,7 @@ class ConvNeXtLayerDecayConstructor(DefaultOptimWrapperConstructor):
         with whole_parameters(model):  # shards are flat
             shapes = {_own_name(name): param.shape for name, param in inner.named_parameters()}
         backbones = {_own_name(f'{name}.') if name else '': module for name, module in inner.named_modules()
-                     if isinstance(module, ConvNeXt)}
+                     if isinstance(module, (ConvNeXt, ConvNeXtSharedHead))}
         if not backbones:
             raise UserError(f'{type(self).__name__} found no ConvNeXt in {type(model).__name__}: use the default '
                             'constructor for this model (remove optim_wrapper.constructor)')
