@@ -16,6 +16,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from . import kernels
 from .errors import UserError
 from .weight_files import licence_of, read
 from .weights import DEFAULT_KERNEL_SIZE, WRAPPED_MODULES, fit_state_dict
@@ -34,6 +35,7 @@ ARCHS: dict[str, dict[str, tuple[int, ...]]] = {
     'huge': dict(depths=(3, 3, 27, 3), channels=(352, 704, 1408, 2816)),
 }
 NUM_STAGES = 4
+MEMORY_MODES = ('default', 'lean', 'checkpoint')
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -67,11 +69,15 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: Tensor) -> Tensor:
+    def draw(self, samples: int) -> Tensor | None:
+        """Which samples to keep, as 1 and 0 on the CPU, or None for all."""
         if not self.training or self.rate == 0:
-            return x
-        keep = 1 - self.rate
-        return x * x.new_empty(x.shape[0], *(1,) * (x.ndim - 1)).bernoulli_(keep).div_(keep)
+            return None
+        return torch.empty(samples).bernoulli_(1 - self.rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = self.draw(x.shape[0])
+        return x if mask is None else x * (mask.to(x) / (1 - self.rate)).view(-1, *(1,) * (x.ndim - 1))
 
     def extra_repr(self) -> str:
         return f'rate={self.rate:.3f}'
@@ -81,7 +87,7 @@ class Block(nn.Module):
     """One residual block (V1 paper, Figure 4): depthwise 7x7, LayerNorm, Linear, GELU, (GRN), Linear, layer scale."""
 
     def __init__(self, channels: int, drop_path: float, layer_scale_init_value: float, use_grn: bool, eps: float,
-                 kernel_size: int, dilation: int = 1) -> None:
+                 kernel_size: int, dilation: int = 1, lean: bool = False) -> None:
         super().__init__()
         self.dwconv = nn.Conv2d(channels, channels, kernel_size, padding=dilation * (kernel_size // 2),
                                 dilation=dilation, groups=channels)
@@ -94,13 +100,51 @@ class Block(nn.Module):
             if layer_scale_init_value > 0 else None
         self.drop_path = DropPath(drop_path)
 
+        self.lean = lean
+        self._ready: tuple[tuple, list[Tensor]] | None = None  # what the parameters were, and those for inference
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) in channels_last memory -> the same."""
+        autocast = torch.is_autocast_enabled(x.device.type)
+        dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
+        if isinstance(self.grn, GRN) or not kernels.enabled() or not autocast and dtype != self.pwconv1.weight.dtype:
+            return self._eager(x)
+        (padding, _), (dilation, _) = self.dwconv.padding, self.dwconv.dilation
+        if not torch.is_grad_enabled() and not self.training:
+            return kernels.infer(x, self._ready_for_inference(dtype), self.norm.eps, padding, dilation,
+                                 torch.promote_types(x.dtype, self.norm.weight.dtype))
+        kept, scale = None, 1.
+        mask = self.drop_path.draw(x.shape[0])
+        if mask is not None:
+            scale = 1 / (1 - self.drop_path.rate)
+            kept = None if mask.all() else mask.nonzero().squeeze(1).to(x.device)
+        return kernels.ResidualBranch.apply(
+            x, kept, scale, self.lean, self.norm.eps, padding, dilation, dtype, *self._parameters_in_order())
+
+    def _eager(self, x: Tensor) -> Tensor:
         y = self.dwconv(x).permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C), a view in channels_last
         y = self.pwconv2(self.grn(self.act(self.pwconv1(self.norm(y)))))
         if self.gamma is not None:
             y = y * self.gamma
         return x + self.drop_path(y.permute(0, 3, 1, 2))  # (N, H, W, C) -> (N, C, H, W)
+
+    def _parameters_in_order(self) -> list[Tensor | None]:
+        parts = (self.dwconv, self.norm, self.pwconv1, self.pwconv2)
+        return [*(param for part in parts for param in (part.weight, part.bias)), self.gamma]
+
+    def _ready_for_inference(self, dtype: torch.dtype) -> list[Tensor]:
+        """The parameters in ``dtype``, gamma folded into the second Linear; made anew whenever one has changed."""
+        params = self._parameters_in_order()
+        now = (dtype, *((p.data_ptr(), None if p.is_inference() else p._version) for p in params if p is not None))
+        if self._ready is None or self._ready[0] != now:
+            *first, weight, bias, gamma = params
+            ready = [p.detach().to(dtype) for p in first]
+            self._ready = now, [*ready, *kernels.fold(weight.detach(), bias.detach(), gamma, 1., dtype)]
+        return self._ready[1]
+
+    def train(self, mode: bool = True) -> Block:
+        self._ready = None  # EMAHook exchanges values without a trace, but always before eval()
+        return super().train(mode)
 
 
 class DilatedDownsample(nn.Conv2d):
@@ -161,7 +205,10 @@ class ConvNeXt(BaseModule):
         use_grn: Global response normalisation as in ConvNeXt V2, which goes with ``layer_scale_init_value=0``.
         frozen_stages: Freeze the first n stages, each with the downsampling before it (stage 1: the stem). 0 and -1
             freeze nothing. Output norms are new to ImageNet weights and always train.
-        with_cp: Checkpoint each block: its activations are recomputed in the backward pass.
+        with_cp: As ``memory='checkpoint'``.
+        memory: What training keeps of each block for the backward pass. ``'default'``: 6 values a token and channel,
+            12 bytes in bf16 (V2 blocks: what plain autograd keeps); ``'lean'``: 2 values, and computes the first Linear
+            again; ``'checkpoint'``: the input, and computes the whole block again.
         stem_patch_size: Kernel and stride of the stem.
         output_stride: Largest stride of the features: 8, 16 or 32, which None is too (4 is possible, and slow). Stages
             that would be coarser keep their size and dilate their kernels instead, as in DeepLab (arXiv 1706.05587,
@@ -194,6 +241,7 @@ class ConvNeXt(BaseModule):
                  use_grn: bool = False,
                  frozen_stages: int = 0,
                  with_cp: bool = False,
+                 memory: str = 'default',
                  stem_patch_size: int = 4,
                  output_stride: int | None = None,
                  kernel_size: int = DEFAULT_KERNEL_SIZE,
@@ -218,6 +266,11 @@ class ConvNeXt(BaseModule):
         if not -1 <= frozen_stages <= num_built:
             raise UserError(f'ConvNeXt cannot freeze frozen_stages={frozen_stages}: with out_indices='
                             f'{self.out_indices} it has {num_built} stages, use -1 to {num_built}')
+        if memory not in MEMORY_MODES:
+            raise UserError(f'ConvNeXt has no memory={memory!r}: use one of {", ".join(map(repr, MEMORY_MODES))}')
+        if with_cp and memory == 'lean' or use_grn and memory == 'lean':
+            raise UserError("memory='lean' goes neither with with_cp=True nor with use_grn=True: use "
+                            "memory='checkpoint' alone")
         if gap_before_final_norm:
             raise UserError('gap_before_final_norm=True makes a pooled vector for classification, a dense predictor '
                             'needs feature maps: set gap_before_final_norm=False or leave it out')
@@ -239,7 +292,7 @@ class ConvNeXt(BaseModule):
         self.strides = tuple(min(stride, output_stride or stride) for stride in strides)
         self.kernel_size = kernel_size
         self.frozen_stages = frozen_stages
-        self.with_cp = with_cp
+        self.with_cp = with_cp or memory == 'checkpoint'
         # Below this side, the last stage that is built would be empty.
         self.min_size = self.strides[num_built - 1]
 
@@ -259,7 +312,7 @@ class ConvNeXt(BaseModule):
             self.downsample_layers.append(downsample)
             first = sum(self.depths[:i])
             self.stages.append(nn.Sequential(*(
-                Block(width, rate, layer_scale_init_value, use_grn, eps, kernel_size, dilation)
+                Block(width, rate, layer_scale_init_value, use_grn, eps, kernel_size, dilation, memory == 'lean')
                 for rate in rates[first:first + blocks])))
         for i in self.out_indices:
             self.add_module(f'norm{i}', LayerNorm2d(self.channels[i], eps=eps))
