@@ -105,10 +105,12 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) in channels_last memory -> the same."""
+        if isinstance(self.grn, GRN) or not kernels.enabled(x.device):
+            return self._eager(x)
         autocast = torch.is_autocast_enabled(x.device.type)
         dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
-        if isinstance(self.grn, GRN) or not kernels.enabled() or not autocast and dtype != self.pwconv1.weight.dtype:
-            return self._eager(x)
+        if not autocast and dtype != self.pwconv1.weight.dtype:
+            return self._eager(x)  # which says that the types differ
         (padding, _), (dilation, _) = self.dwconv.padding, self.dwconv.dilation
         if not torch.is_grad_enabled() and not self.training:
             return kernels.infer(x, self._ready_for_inference(dtype), self.norm.eps, padding, dilation,

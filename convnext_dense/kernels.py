@@ -22,15 +22,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 SWITCH = 'CONVNEXT_DENSE_KERNELS'
 SLICE = 3  # oneDNN's fast depthwise kernels take widths up to 3
 
 
-def enabled() -> bool:
+def enabled(device: torch.device) -> bool:
     """Whether blocks may run as one function: not if switched off, nor while another tool records the operations."""
-    return (os.environ.get(SWITCH) != 'eager' and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
-            and not torch.onnx.is_in_onnx_export())
+    return (os.environ.get(SWITCH) != 'eager' and device.type in ('cpu', 'cuda') and not torch.compiler.is_compiling()
+            and not torch.jit.is_tracing() and not torch.onnx.is_in_onnx_export() and not is_in_torch_dispatch_mode())
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:

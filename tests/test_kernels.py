@@ -6,6 +6,7 @@ import torch
 from mmengine.hooks import EMAHook
 from mmengine.model import ExponentialMovingAverage
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from convnext_dense import ConvNeXt, UserError, kernels
 
@@ -205,6 +206,17 @@ def test_steps_aside_where_operations_are_recorded(monkeypatch):
         model(x)
     compiled(x)[0].sum().backward()
     torch.testing.assert_close(traced(x)[0], compiled(x)[0].detach())
+
+
+def test_operations_are_counted_as_of_the_eager_block(monkeypatch):
+    model, x = ConvNeXt(MICRO), torch.randn(1, 3, 64, 64)
+
+    def count() -> int:
+        with FlopCounterMode(display=False) as counter:
+            model(x)[0].sum().backward()
+        return counter.get_total_flops()
+
+    assert count() == eager(monkeypatch, count) > 1e6
 
 
 def test_memory_modes_are_checked():
