@@ -13,6 +13,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import re
 import resource
 import socket
 import sys
@@ -252,7 +253,8 @@ def train_and_predict(cfg: Config, size: int, initialised: bool) -> dict[str, li
     swapped = [module for module in model.modules() if isinstance(module, ConvNeXt)]
     received = {}
     watch(model, received)
-    data = model.data_preprocessor(samples(model_cfg, size, 2), True)
+    masks = any(_values(cfg.to_dict(), 'with_mask')) or 'train_dataloader' not in cfg
+    data = model.data_preprocessor(samples(model_cfg, size, 2, masks), True)
     losses = model(**data, mode='loss')
     loss, _ = model.parse_losses(losses)
     if not loss.requires_grad:
@@ -267,7 +269,7 @@ def train_and_predict(cfg: Config, size: int, initialised: bool) -> dict[str, li
     model.zero_grad(set_to_none=True)
     model.eval()
     with torch.no_grad():
-        outputs = model(**model.data_preprocessor(samples(model_cfg, size, 1, training=False), False), mode='predict')
+        outputs = model(**model.data_preprocessor(samples(model_cfg, size, 1, masks, training=False), False), mode='predict')
     if not len(outputs):
         raise ValueError('nothing was predicted')
     return received
@@ -350,26 +352,26 @@ def same_stride(before: list[int], now: list[int], size: int) -> bool:
     return all(a == b or (size % a and abs(a - b) <= 1) for a, b in zip(before, now))
 
 
-def samples(model_cfg: dict, size: int, count: int, training: bool = True) -> dict:
+def samples(model_cfg: dict, size: int, count: int, masks: bool, training: bool = True) -> dict:
     """A batch of noise with two objects an image, in the layout that the model's data set gives."""
     kind, preprocessor = model_cfg['type'], model_cfg.get('data_preprocessor') or {}
     classes = list(_values(model_cfg, 'num_classes'))
     if 'decode_head' in model_cfg or kind.endswith(('EncoderDecoder', 'DepthEstimator')):
-        return _segmentation(min(classes, default=2), size, count)
+        return _segmentation(min(classes, default=2), size, count, len(preprocessor.get('mean') or [0] * 3))
     classes = min([n for n in classes if isinstance(n, int) and n > 0], default=1)
     if preprocessor.get('type') == 'MultiBranchDataPreprocessor' and training:
-        branches = [_detection(classes, size, count) for _ in range(3)]
+        branches = [_detection(classes, size, count, masks) for _ in range(3)]
         names = ('sup', 'unsup_teacher', 'unsup_student')
         return dict(inputs={name: branch['inputs'] for name, branch in zip(names, branches)},
                     data_samples={name: branch['data_samples'] for name, branch in zip(names, branches)})
     if preprocessor.get('type') == 'TrackDataPreprocessor' and \
             not (preprocessor.get('use_det_processor') and training):
-        return _tracking(classes, size, count)
+        return _tracking(classes, size, count, masks)
     if preprocessor.get('type') == 'ReIDDataPreprocessor':
         from mmdet.structures import ReIDDataSample
         return dict(inputs=[_image(size) for _ in range(count)],
                     data_samples=[ReIDDataSample().set_gt_label(i % 2) for i in range(count)])
-    batch = _detection(classes, size, count)
+    batch = _detection(classes, size, count, masks)
     if 'roi_head' in model_cfg and not model_cfg.get('rpn_head'):
         corners = torch.stack([sample.gt_instances.bboxes.tensor for sample in batch['data_samples']])
         for sample, boxes in zip(batch['data_samples'], corners):
@@ -389,8 +391,8 @@ def _values(value: Any, key: str) -> Iterator[Any]:
             yield from _values(item, key)
 
 
-def _image(size: int) -> Tensor:
-    return torch.randint(0, 256, (3, size, size), dtype=torch.uint8)
+def _image(size: int, channels: int = 3) -> Tensor:
+    return torch.randint(0, 256, (channels, size, size), dtype=torch.uint8)
 
 
 def _meta(size: int, number: int) -> dict:
@@ -400,7 +402,7 @@ def _meta(size: int, number: int) -> dict:
                 custom_entities=True)
 
 
-def _detection(classes: int, size: int, count: int) -> dict:
+def _detection(classes: int, size: int, count: int, with_masks: bool) -> dict:
     from mmdet.structures import DetDataSample
     from mmdet.structures.bbox import HorizontalBoxes
     from mmdet.structures.mask import BitmapMasks
@@ -414,20 +416,22 @@ def _detection(classes: int, size: int, count: int) -> dict:
         labels = torch.arange(2) % classes
         sample.gt_instances = InstanceData(
             bboxes=HorizontalBoxes(corners, dtype=torch.float32), labels=labels,
-            masks=BitmapMasks(masks, size, size), instances_ids=torch.tensor([100, 101]))
+            instances_ids=torch.tensor([100, 101]))
         sample.ignored_instances = InstanceData(bboxes=HorizontalBoxes(torch.zeros(0, 4)),
-                                                labels=torch.zeros(0, dtype=torch.long),
-                                                masks=BitmapMasks(np.zeros((0, size, size), np.uint8), size, size))
+                                                labels=torch.zeros(0, dtype=torch.long))
+        if with_masks:
+            sample.gt_instances.masks = BitmapMasks(masks, size, size)
+            sample.ignored_instances.masks = BitmapMasks(masks[:0], size, size)
         sample.gt_sem_seg = PixelData(sem_seg=torch.randint(0, min(classes, 255), (1, size, size), dtype=torch.uint8))
         batch['data_samples'].append(sample)
     return batch
 
 
-def _tracking(classes: int, size: int, count: int, frames: int = 2) -> dict:
+def _tracking(classes: int, size: int, count: int, masks: bool, frames: int = 2) -> dict:
     from mmdet.structures import TrackDataSample
     batch = dict(inputs=[], data_samples=[])
     for _ in range(count):
-        video = _detection(classes, size, frames)
+        video = _detection(classes, size, frames, masks)
         sample = TrackDataSample(metainfo=dict(key_frames_inds=[0], ref_frames_inds=[1]))
         for number, frame in enumerate(video['data_samples']):
             frame.set_metainfo(dict(frame_id=number, ori_video_length=frames, is_video_data=True))
@@ -439,9 +443,9 @@ def _tracking(classes: int, size: int, count: int, frames: int = 2) -> dict:
     return batch
 
 
-def _segmentation(classes: int, size: int, count: int) -> dict:
+def _segmentation(classes: int, size: int, count: int, channels: int) -> dict:
     from mmseg.structures import SegDataSample
-    batch = dict(inputs=[_image(size) for _ in range(count)], data_samples=[])
+    batch = dict(inputs=[_image(size, channels) for _ in range(count)], data_samples=[])
     for number in range(count):
         sample = SegDataSample(metainfo=_meta(size, number))
         sample.gt_sem_seg = PixelData(data=torch.randint(0, classes, (1, size, size)))
@@ -470,17 +474,25 @@ def table(models: dict[str, dict]) -> str:
     rows.append('')
     rows += [f'- {model["outcome"]}: `{model["configs"][0]}` ({len(model["configs"])} configs): {model["reason"]}'
              for model in models.values() if model['outcome'] != 'runs']
+    rows = [_anywhere(row) for row in rows]
     return '\n'.join(rows)
+
+
+def _anywhere(text: str) -> str:
+    """In one line, without the folders of this machine."""
+    text = ' '.join(text.split(', the current sys.path')[0].split())
+    return re.sub(r'(?<![\w:/.])/(?:[\w.+-]+/)+', '', text)
 
 
 def publish(path: Path, baseline: dict, results: dict) -> None:
     """A summary of both runs as JSON, and as a table beside it."""
     models = []
     for key, before in baseline['models'].items():
-        after = results['models'].get(key, dict(outcome='not swapped: does not run as it is', seconds=0))
+        after = results['models'].get(key, dict(outcome='not done', seconds=0))
         models.append(dict(configs=before['configs'], before=before['outcome'], after=after['outcome'],
-                           seconds=after['seconds'], reason=after.get('reason') or before.get('reason', '')))
-    write(path, dict(settings=results['settings'], without_model=baseline['without_model'], models=models))
+                           seconds=after['seconds'], reason=_anywhere(after.get('reason') or before.get('reason', ''))))
+    without = {name: _anywhere(reason) for name, reason in baseline['without_model'].items()}
+    write(path, dict(settings=results['settings'], without_model=without, models=models))
     runs = {key for key, before in baseline['models'].items() if before['outcome'] == 'runs'}
     lines = [
         '# Swapping the backbone of every model of the zoos', '',
