@@ -269,7 +269,8 @@ def train_and_predict(cfg: Config, size: int, initialised: bool) -> dict[str, li
     model.zero_grad(set_to_none=True)
     model.eval()
     with torch.no_grad():
-        outputs = model(**model.data_preprocessor(samples(model_cfg, size, 1, masks, training=False), False), mode='predict')
+        batch = model.data_preprocessor(samples(model_cfg, size, 1, masks, training=False), False)
+        outputs = model(**batch, mode='predict')
     if not len(outputs):
         raise ValueError('nothing was predicted')
     return received
