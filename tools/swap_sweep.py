@@ -30,6 +30,7 @@ os.environ.update(OMP_NUM_THREADS='1', MKL_NUM_THREADS='1', HF_HUB_OFFLINE='1', 
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
@@ -251,9 +252,12 @@ def train_and_predict(cfg: Config, size: int, initialised: bool) -> dict[str, li
         model.init_weights()  # slow, and most models start well enough without it
     model.train()
     swapped = [module for module in model.modules() if isinstance(module, ConvNeXt)]
+    for counter in ('epoch', 'iter'):  # as the runner does
+        MessageHub.get_current_instance().update_info(counter, 0)
     received = {}
     watch(model, received)
-    masks = any(_values(cfg.to_dict(), 'with_mask')) or 'train_dataloader' not in cfg
+    masks = any(_values(cfg.to_dict(), 'with_mask')) or 'train_dataloader' not in cfg or \
+        'LoadPanopticAnnotations' in _values(cfg.to_dict(), 'type')  # with masks by default
     data = model.data_preprocessor(samples(model_cfg, size, 2, masks), True)
     losses = model(**data, mode='loss')
     loss, _ = model.parse_losses(losses)
