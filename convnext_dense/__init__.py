@@ -15,6 +15,7 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import Registry, root
 
 from .adapters import ConvNeXtSharedHead, PyramidAdapter
+from .amp import CPUAmpOptimWrapper
 from .backbone import ARCHS, ConvNeXt
 from .errors import UserError
 from .layer_decay import ConvNeXtLayerDecayConstructor
@@ -39,5 +40,5 @@ if importlib.util.find_spec('mmseg'):
     except importlib.metadata.PackageNotFoundError:
         MODULE2PACKAGE['mmseg'] = 'mmseg'  # by module as well
 
-__all__ = ['ARCHS', 'ConvNeXt', 'ConvNeXtLayerDecayConstructor', 'ConvNeXtLoadHook', 'ConvNeXtSharedHead',
-           'PyramidAdapter', 'UserError', '__version__', 'swap_backbone']
+__all__ = ['ARCHS', 'CPUAmpOptimWrapper', 'ConvNeXt', 'ConvNeXtLayerDecayConstructor', 'ConvNeXtLoadHook',
+           'ConvNeXtSharedHead', 'PyramidAdapter', 'UserError', '__version__', 'swap_backbone']

@@ -59,6 +59,8 @@ def train(args: argparse.Namespace) -> None:
     if args.amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+        if get_device() == 'cpu':
+            cfg.optim_wrapper.setdefault('dtype', 'bfloat16')  # who asks for it shall have it
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise UserError(f'--auto-scale-lr needs the batch that the rate of {args.config} was made for: add '
@@ -111,10 +113,12 @@ def fit_to_machine(cfg: Config, launcher: str) -> list[str]:
     on_cpu = get_device() == 'cpu'
     wrapper = cfg.get('optim_wrapper') or {}
     if on_cpu and wrapper.get('type') == 'AmpOptimWrapper':
-        wrapper['type'] = 'OptimWrapper'
+        half = str(wrapper.get('dtype')).removeprefix('torch.') == 'bfloat16'
+        wrapper['type'] = 'CPUAmpOptimWrapper' if half else 'OptimWrapper'
         for key in ('loss_scale', 'dtype', 'use_fsdp'):
             wrapper.pop(key, None)
-        lines.append('no GPU here: mixed precision (AmpOptimWrapper) runs as fp32')
+        lines.append('no GPU here: mixed precision in bfloat16 by CPUAmpOptimWrapper' if half else
+                     'no GPU here: mixed precision in float16 (AmpOptimWrapper) runs as fp32; --amp gives bfloat16')
     if (on_cpu or launcher == 'none') and _replace_sync_bn(cfg.model):
         lines.append('no GPU here: SyncBN runs as BN' if on_cpu else 'one process: SyncBN runs as BN')
     if on_cpu and launcher != 'none' and 'model_wrapper_cfg' not in cfg and 'strategy' not in cfg:

@@ -90,7 +90,7 @@ def test_official_detector_recipe_runs_without_a_gpu(official_names, tmp_path, t
         f'coco/{kind}_{name}': 0. for kind in ('bbox', 'segm') for name in ('mAP', 'mAP_50', 'mAP_75')}
     assert 'no detection reached the score threshold' in text
     if not torch.cuda.is_available():
-        assert 'no GPU here: mixed precision (AmpOptimWrapper) runs as fp32\n' in text
+        assert 'no GPU here: mixed precision in float16 (AmpOptimWrapper) runs as fp32; --amp gives bfloat16\n' in text
         assert 'no GPU here: SyncBN runs as BN\n' in text
 
 
