@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 
 from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from torch import nn
+from torch.optim import Optimizer
 
 from .adapters import ConvNeXtSharedHead
 from .backbone import ConvNeXt
@@ -23,7 +25,8 @@ class ConvNeXtLayerDecayConstructor(DefaultOptimWrapperConstructor):
 
     Learning rate of a parameter: ``lr * decay_rate ** (num_layers + 1 - id)`` with the ids of
     :meth:`ConvNeXt.layer_id`; everything outside a ConvNeXt, and the output norms, get the full rate. The ConvNeXt is
-    found by its class, wherever it sits in the model. Parameters with equal settings share one group.
+    found by its class, wherever it sits in the model. Parameters with equal settings share one group. Adam and AdamW
+    run fused where torch has a kernel for the device; ``fused=False`` in the optimizer's settings prevents it.
 
     Keys of ``paramwise_cfg`` (all optional):
         decay_type: ``'layer_wise'`` (default) or ``'stage_wise'``.
@@ -59,9 +62,17 @@ class ConvNeXtLayerDecayConstructor(DefaultOptimWrapperConstructor):
         groups = self.param_groups(model)
         self._log_table(groups)
         params = [{key: value for key, value in group.items() if key not in ('layers', 'size')} for group in groups]
-        optimizer = OPTIMIZERS.build(dict(self.optimizer_cfg, params=params))
+        optimizer = self._build_optimizer(params)
         return OPTIM_WRAPPERS.build({'type': 'OptimWrapper', **self.optim_wrapper_cfg},
                                     default_args=dict(optimizer=optimizer))
+
+    def _build_optimizer(self, params: list[dict]) -> Optimizer:
+        devices = {param.device.type for group in params for param in group['params']}
+        if self.optimizer_cfg['type'] in ('Adam', 'AdamW') and devices <= {'cpu', 'cuda'} \
+                and not {'fused', 'foreach'} & set(self.optimizer_cfg):
+            with suppress(RuntimeError):  # torch before 2.4 has no fused kernel for CPUs
+                return OPTIMIZERS.build(dict(self.optimizer_cfg, params=[dict(group) for group in params], fused=True))
+        return OPTIMIZERS.build(dict(self.optimizer_cfg, params=params))
 
     def param_groups(self, model: nn.Module) -> list[dict]:
         """Groups for a torch optimizer, stem to heads; with the ids of its ``layers`` and the ``size`` of each."""

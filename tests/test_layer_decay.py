@@ -114,6 +114,23 @@ def test_groups_are_merged():
     assert len({(group['lr'], group['weight_decay']) for group in groups}) == 16
 
 
+def test_adamw_is_fused_where_torch_has_a_kernel():
+    found = []
+    for fused in (None, False):
+        torch.manual_seed(0)
+        model = ConvNeXt(dict(depths=(1, 1, 1, 1), channels=(8, 8, 8, 8)))
+        cfg = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=.1, **({} if fused is None else {'fused': fused})),
+                   constructor='ConvNeXtLayerDecayConstructor')
+        optimizer = build_optim_wrapper(model, cfg).optimizer
+        assert {group['fused'] for group in optimizer.param_groups} == {fused is None}
+        sum(out.square().sum() for out in model(torch.ones(1, 3, 32, 32))).backward()
+        optimizer.step()
+        found.append(torch.cat([param.detach().flatten() for param in model.parameters()]))
+    torch.testing.assert_close(*found, rtol=0, atol=1e-6)
+    assert build_optim_wrapper(model.to('meta'), dict(cfg, optimizer=dict(type='AdamW', lr=.1))
+                               ).optimizer.defaults['fused'] is None
+
+
 def test_custom_keys_multiply_the_rule():
     keys = {'head': dict(lr_mult=10., decay_mult=2.), 'backbone.stages.0': dict(lr_mult=.5),
             'backbone.stages.0.0.norm': dict(lr_mult=0.)}
