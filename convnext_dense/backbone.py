@@ -139,10 +139,14 @@ class Block(nn.Module):
         params = self._parameters_in_order()
         now = (dtype, *((p.data_ptr(), None if p.is_inference() else p._version) for p in params if p is not None))
         if self._ready is None or self._ready[0] != now:
-            *first, weight, bias, gamma = params
-            ready = [p.detach().to(dtype) for p in first]
-            self._ready = now, [*ready, *kernels.fold(weight.detach(), bias.detach(), gamma, 1., dtype)]
+            *first, weight1, bias1, weight2, bias2, gamma = (None if p is None else p.detach() for p in params)
+            weight2, bias2 = kernels.fold(weight2, bias2, gamma, 1., dtype)
+            self._ready = now, [*(p.to(dtype) for p in first), kernels.pack(weight1.to(dtype)), bias1.to(dtype),
+                                kernels.pack(weight2), bias2]
         return self._ready[1]
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, '_ready': None}  # copies and pickles make their own
 
     def train(self, mode: bool = True) -> Block:
         self._ready = None  # EMAHook exchanges values without a trace, but always before eval()

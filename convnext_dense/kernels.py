@@ -8,15 +8,16 @@ The function computes what :meth:`Block.forward` computes op by op (the eager pa
   GELU and LayerNorm are kept: 12 bytes a token and channel in bf16 (the input, the outputs of the depthwise convolution
   and of the first Linear), or 4 with the first Linear computed again (``lean``), where plain autograd keeps 26.
 - Samples that stochastic depth drops are not computed.
-- On CPUs the matrix products of fp32 go through oneDNN where that is faster than PyTorch's default BLAS on this
-  processor, and the weight gradient of the depthwise convolution is computed in slices that oneDNN has a kernel for.
+- On CPUs the matrix products go through oneDNN where that is faster than PyTorch's default BLAS on this processor, the
+  hidden layer is computed in parts that fit into the cache, and the weight gradient of the depthwise convolution in
+  slices that oneDNN has a kernel for.
 """
 from __future__ import annotations
 
 import functools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,8 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 SWITCH = 'CONVNEXT_DENSE_KERNELS'
 SLICE = 3  # oneDNN's fast depthwise kernels take widths up to 3
+# Bytes of the hidden layer to compute at once on CPUs; in the backward pass each part costs a sum of weights as well.
+CHUNK, BACKWARD_CHUNK = 4 * 2**20, 8 * 2**20
 
 
 def enabled(device: torch.device) -> bool:
@@ -35,33 +38,68 @@ def enabled(device: torch.device) -> bool:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
-    """(..., I), (O, I), (O,) -> (..., O), with GELU behind it if asked for."""
-    if _onednn_is_faster(x.device.type, x.dtype, torch.get_num_threads()):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, 'gelu' if gelu else 'none', [], 'none')
+    """(..., I), (O, I) or what :func:`pack` made of it, (O,) -> (..., O), with GELU behind it if asked for."""
+    if weight.is_mkldnn or _onednn_is_faster('linear', x.device.type, x.dtype, torch.get_num_threads()):
+        return _onednn_linear(x, weight, bias, 'gelu' if gelu else 'none')
     y = F.linear(x, weight, bias)
     return F.gelu(y) if gelu else y
 
 
+def linear_weight_grad(x: Tensor, grad: Tensor) -> Tensor:
+    """(T, I), (T, O) -> (O, I)."""
+    if _onednn_is_faster('weight gradient', x.device.type, x.dtype, torch.get_num_threads()):
+        # It copies its first factor to have it transposed: the narrow one.
+        return _onednn_linear(x.t(), grad.t(), None).t() if x.shape[1] < grad.shape[1] else \
+            _onednn_linear(grad.t(), x.t(), None)
+    return grad.t() @ x
+
+
+def pack(weight: Tensor) -> Tensor:
+    """The weight (O, I) of a :func:`linear` that is called often, in the order that oneDNN wants, if it is used."""
+    if _onednn_is_faster('linear', weight.device.type, weight.dtype, torch.get_num_threads()):
+        tokens = CHUNK // (max(weight.shape) * weight.dtype.itemsize)
+        return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), tokens)
+    return weight
+
+
+def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = 'none') -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], 'none')
+
+
 @functools.cache
-def _onednn_is_faster(device: str, dtype: torch.dtype, threads: int) -> bool:
-    """Measured once a process, in some 50 ms: BLAS libraries differ by a factor of two between processors."""
-    if device != 'cpu' or dtype != torch.float32 or not hasattr(torch.ops.mkldnn, '_linear_pointwise') \
+def _onednn_is_faster(operation: str, device: str, dtype: torch.dtype, threads: int) -> bool:
+    """Measured once a process, in some 100 ms: BLAS libraries differ by a factor of two between processors."""
+    if device != 'cpu' or dtype not in (torch.float32, torch.bfloat16) \
+            or not hasattr(torch.ops.mkldnn, '_linear_pointwise') \
             or not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
         return False
-    x, weight, bias = torch.ones(1024, 384), torch.ones(1536, 384), torch.ones(1536)
+    x, grad = torch.ones(1024, 384, dtype=dtype), torch.ones(1024, 1536, dtype=dtype)
+    weight, bias = torch.ones(1536, 384, dtype=dtype), torch.ones(1536, dtype=dtype)
+    ways = {'linear': (lambda: F.gelu(F.linear(x, weight, bias)), lambda: _onednn_linear(x, weight, bias, 'gelu')),
+            'weight gradient': (lambda: grad.t() @ x, lambda: _onednn_linear(x.t(), grad.t(), None).t())}[operation]
 
-    def seconds(function) -> float:
-        function()
+    def seconds(function: Callable[[], Tensor]) -> float:
         start = time.perf_counter()
         function()
         return time.perf_counter() - start
 
-    with torch.no_grad():
-        stock, onednn = zip(*((
-            seconds(lambda: F.linear(x, weight, bias)),
-            seconds(lambda: torch.ops.mkldnn._linear_pointwise(x, weight, bias, 'none', [], 'none')))
-            for _ in range(5)))
-    return min(onednn) < 0.95 * min(stock)
+    with torch.no_grad(), torch.autocast('cpu', enabled=False):
+        try:
+            _, *rounds = [[seconds(way) for way in ways] for _ in range(11)]
+        except RuntimeError:  # no such kernel for this processor
+            return False
+    stock, onednn = map(min, zip(*rounds))
+    return onednn < stock
+
+
+def _chunks(tokens: int, like: Tensor, size: int) -> list[slice]:
+    """Tokens to take through the hidden layer at once, in ``size`` bytes; ``like`` has a quarter of its channels.
+
+    On CPUs few enough for the cache, where memory is slow, and for malloc to give the same memory again: fresh memory
+    costs a page fault each 4 KiB.
+    """
+    step = max(size // (4 * like.shape[-1] * like.dtype.itemsize), 1) if like.device.type == 'cpu' else tokens
+    return [slice(start, start + step) for start in range(0, tokens, step)]
 
 
 def depthwise_weight_grad(x: Tensor, grad: Tensor, weight: Tensor, padding: int, dilation: int
@@ -91,14 +129,6 @@ def depthwise_weight_grad(x: Tensor, grad: Tensor, weight: Tensor, padding: int,
     return torch.cat(parts, dim=-1), grad_bias
 
 
-def _matmul_grads(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Of ``y = x @ weight.T``: (..., O), (..., I), (O, I) -> gradients of x and weight."""
-    flat, rows = grad.flatten(0, -2), x.flatten(0, -2)
-    if _onednn_is_faster(grad.device.type, grad.dtype, torch.get_num_threads()):
-        return linear(grad, weight.t()), linear(rows.t(), flat.t()).t()
-    return grad @ weight, flat.t() @ rows
-
-
 class ResidualBranch(torch.autograd.Function):
     """``x + branch(x)`` for the samples in ``kept``, ``x`` for the others; see the top of this file."""
 
@@ -119,15 +149,16 @@ class ResidualBranch(torch.autograd.Function):
             ctx.save_for_backward(None, kept, None, None, *params)
             return x.to(_sum_dtype(x, params), copy=True)
         conv_w, conv_b, norm_w, norm_b, w1, b1, w2, b2, gamma = params
-        inside = (x if kept is None else x[kept]).to(dtype).contiguous(memory_format=torch.channels_last)
+        total = x.to(_sum_dtype(x, params))
+        chosen = total if kept is None else total[kept]
+        inside = (x if kept is None else chosen).to(dtype).contiguous(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, enabled=False):
             u = _depthwise(inside, conv_w.to(dtype), conv_b.to(dtype), padding, dilation)
-            normed = F.layer_norm(u, norm_w.shape, norm_w.to(dtype), norm_b.to(dtype), eps)
-            hidden = linear(normed, w1.to(dtype), b1.to(dtype))
-            y = linear(F.gelu(hidden), *fold(w2, b2, gamma, scale, dtype)).permute(0, 3, 1, 2)
-        ctx.save_for_backward(inside, kept, u, None if lean else hidden, *params)
-        x = x.to(_sum_dtype(x, params))
-        return x + y if kept is None else x.index_add(0, kept, y.to(x.dtype))
+            norm_w, norm_b, w1, b1 = (param.to(dtype) for param in (norm_w, norm_b, w1, b1))
+            hidden = None if lean else linear(F.layer_norm(u, norm_w.shape, norm_w, norm_b, eps), w1, b1).flatten(0, 2)
+            out = _mlp(chosen, u, hidden, (norm_w, norm_b, w1, b1, *fold(w2, b2, gamma, scale, dtype)), eps)
+        ctx.save_for_backward(inside, kept, u, hidden, *params)
+        return out if kept is None else total.index_copy(0, kept, out)
 
     @staticmethod
     @once_differentiable
@@ -141,16 +172,23 @@ class ResidualBranch(torch.autograd.Function):
         grad = grad.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
         with torch.autocast(grad.device.type, enabled=False):
             normed, mean, rstd = torch.native_layer_norm(u, norm_w.shape, norm_w.to(dtype), norm_b.to(dtype), eps)
-            if lean:
-                hidden = linear(normed, w1.to(dtype), b1.to(dtype))
             folded_w, _ = fold(w2, b2, gamma, scale, dtype)
-            grad_active, grad_folded = _matmul_grads(grad, F.gelu(hidden), folded_w)
-            grad_folded = grad_folded.to(w2.dtype)
-            grad_folded_b = grad.sum(dim=(0, 1, 2), dtype=torch.float32 if dtype.itemsize < 4 else None).to(b2.dtype)
-            grad_hidden = torch.ops.aten.gelu_backward(grad_active, hidden)
-            del grad_active, hidden
-            grad_normed, grad_w1 = _matmul_grads(grad_hidden, normed, w1.to(dtype))
-            grad_b1 = grad_hidden.sum(dim=(0, 1, 2), dtype=torch.float32 if dtype.itemsize < 4 else None)
+            tokens, normed_tokens = grad.flatten(0, 2), normed.flatten(0, 2)
+            weight, bias = w1.to(dtype), b1.to(dtype)
+            # Sums over the tokens in more than a half type.
+            wide = torch.float32 if dtype.itemsize < 4 else dtype
+            sums, grad_normed = None, []
+            for part in _chunks(len(tokens), tokens, BACKWARD_CHUNK):
+                some = normed_tokens[part]
+                before = linear(some, weight, bias) if lean else hidden[part]
+                grad_hidden = torch.ops.aten.gelu_backward(linear(tokens[part], folded_w.t()), before)
+                now = (linear_weight_grad(F.gelu(before), tokens[part]), linear_weight_grad(some, grad_hidden),
+                       grad_hidden.sum(0, dtype=wide))
+                sums = [a.to(wide) for a in now] if sums is None else [a.add_(b) for a, b in zip(sums, now)]
+                grad_normed.append(linear(grad_hidden, weight.t()))
+            grad_folded, grad_w1, grad_b1 = (a.to(w2.dtype) for a in sums)
+            grad_folded_b = tokens.sum(0, dtype=wide).to(b2.dtype)
+            grad_normed = (grad_normed[0] if len(grad_normed) == 1 else torch.cat(grad_normed)).view_as(u)
             grad_u, grad_norm_w, grad_norm_b = torch.ops.aten.native_layer_norm_backward(
                 grad_normed, u, norm_w.shape, mean, rstd, norm_w.to(dtype), norm_b.to(dtype), [True, True, True])
             grad_u = grad_u.permute(0, 3, 1, 2)
@@ -175,6 +213,27 @@ def _sum_dtype(x: Tensor, params: Sequence[Tensor | None]) -> torch.dtype:
     return torch.promote_types(x.dtype, params[0].dtype)
 
 
+def _mlp(x: Tensor, u: Tensor, hidden: Tensor | None, params: Sequence[Tensor], eps: float) -> Tensor:
+    """``x`` plus LayerNorm, first Linear, GELU and second Linear of ``u``.
+
+    Args:
+        x: (N, C, H, W) in channels_last memory; its type is that of the sum.
+        u: (N, H, W, C).
+        hidden: (N * H * W, 4 * C), the output of the first Linear if it is there already.
+        params: Of LayerNorm, first and second Linear, weight and bias each, in the type of ``u``.
+    """
+    norm_w, norm_b, w1, b1, w2, b2 = params
+    rows, inputs = x.permute(0, 2, 3, 1).flatten(0, 2), u.flatten(0, 2)
+    out = torch.empty_like(rows)
+    for part in _chunks(len(rows), inputs, CHUNK):
+        if hidden is None:
+            active = linear(F.layer_norm(inputs[part], norm_w.shape, norm_w, norm_b, eps), w1, b1, gelu=True)
+        else:
+            active = F.gelu(hidden[part])
+        torch.add(rows[part], linear(active, w2, b2), out=out[part])
+    return out.view(u.shape).permute(0, 3, 1, 2)
+
+
 def _depthwise(x: Tensor, weight: Tensor, bias: Tensor, padding: int, dilation: int) -> Tensor:
     """(N, C, H, W) in channels_last memory -> (N, H, W, C)."""
     return F.conv2d(x, weight, bias, padding=padding, dilation=dilation, groups=x.shape[1]).permute(0, 2, 3, 1)
@@ -191,8 +250,7 @@ def fold(weight: Tensor, bias: Tensor, gamma: Tensor | None, scale: float, dtype
 @torch.no_grad()
 def infer(x: Tensor, params: Sequence[Tensor], eps: float, padding: int, dilation: int, dtype: torch.dtype) -> Tensor:
     """``x + branch(x)`` in ``dtype``, with parameters that are cast and folded already; (N, C, H, W), channels_last."""
-    conv_w, conv_b, norm_w, norm_b, w1, b1, w2, b2 = params
+    conv_w, conv_b, *others = params
     with torch.autocast(x.device.type, enabled=False):
-        u = _depthwise(x.to(w1.dtype), conv_w, conv_b, padding, dilation)
-        normed = F.layer_norm(u, norm_w.shape, norm_w, norm_b, eps)
-        return x.to(dtype) + linear(linear(normed, w1, b1, gelu=True), w2, b2).permute(0, 3, 1, 2)
+        u = _depthwise(x.to(conv_w.dtype), conv_w, conv_b, padding, dilation)
+        return _mlp(x.to(dtype), u, None, others, eps)

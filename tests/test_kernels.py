@@ -1,5 +1,6 @@
 """The block as one function against the eager block: outputs, all gradients, memory, and when it must not run."""
 import copy
+import pickle
 
 import pytest
 import torch
@@ -69,6 +70,32 @@ def test_equals_eager(options, dtype, tolerance, monkeypatch):
         assert_equal(outputs_and_gradients(model, x), expected, tolerance)
 
 
+@pytest.mark.parametrize('onednn', [False, True])
+@pytest.mark.parametrize('dtype, tolerance', [(torch.float32, 2e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize('memory', ['default', 'lean'])
+def test_products_in_parts(memory, dtype, tolerance, onednn, monkeypatch):
+    """Parts of a few tokens, a rest among them, by both libraries; in training and, packed, in inference."""
+    amp = dtype == torch.bfloat16
+    torch.manual_seed(3)
+    model = ConvNeXt(MICRO, memory=memory, layer_scale_init_value=.5, drop_path_rate=.5)
+    randomize(model)
+    x = torch.randn(3, 3, 70, 37)
+    expected = outputs_and_gradients(model, x, amp)
+    monkeypatch.setattr(kernels, '_onednn_is_faster', lambda operation, device, dtype, threads: onednn)
+    monkeypatch.setattr(kernels, 'CHUNK', 1100)
+    monkeypatch.setattr(kernels, 'BACKWARD_CHUNK', 1700)
+    assert_equal(outputs_and_gradients(model, x, amp), expected, tolerance)
+    model.eval()
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16, enabled=amp):
+        whole = eager(monkeypatch, model, x)
+        for found, out in zip(model(x), whole):
+            assert (found - out).norm() <= tolerance * out.norm()
+        assert [tensor.is_mkldnn for tensor in model.stages[0][0]._ready[1]].count(True) == 2 * onednn
+        for found, out in zip(copy.deepcopy(model)(x), model(x)):  # packed weights cannot be copied
+            assert torch.equal(found, out)
+        pickle.dumps(model)
+
+
 def test_v2_blocks_stay_eager(monkeypatch):
     monkeypatch.setattr(kernels.ResidualBranch, 'apply', None)
     ConvNeXt(MICRO, use_grn=True, layer_scale_init_value=0)(torch.randn(1, 3, 32, 32))[0].sum().backward()
@@ -123,7 +150,12 @@ def test_saved_bytes(memory, limit, monkeypatch):
 def test_dropped_samples_are_not_computed(monkeypatch):
     rows = []
     linear = kernels.linear
-    monkeypatch.setattr(kernels, 'linear', lambda x, *args, **kwargs: rows.append(len(x)) or linear(x, *args, **kwargs))
+
+    def counted(x, *args, **kwargs):
+        rows.append(x.shape[:-1].numel() // 4)
+        return linear(x, *args, **kwargs)
+
+    monkeypatch.setattr(kernels, 'linear', counted)
     block = ConvNeXt(MICRO, drop_path_rate=.5).stages[3][0].train()
     assert block.drop_path.rate == .5
     x = torch.randn(400, 32, 2, 2).contiguous(memory_format=torch.channels_last)

@@ -119,8 +119,8 @@ def test_adamw_is_fused_where_torch_has_a_kernel():
     for fused in (None, False):
         torch.manual_seed(0)
         model = ConvNeXt(dict(depths=(1, 1, 1, 1), channels=(8, 8, 8, 8)))
-        cfg = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=.1, **({} if fused is None else {'fused': fused})),
-                   constructor='ConvNeXtLayerDecayConstructor')
+        cfg = dict(constructor='ConvNeXtLayerDecayConstructor',
+                   optimizer=dict(type='AdamW', lr=.1, **({} if fused is None else {'fused': fused})))
         optimizer = build_optim_wrapper(model, cfg).optimizer
         assert {group['fused'] for group in optimizer.param_groups} == {fused is None}
         sum(out.square().sum() for out in model(torch.ones(1, 3, 32, 32))).backward()
