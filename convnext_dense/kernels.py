@@ -27,8 +27,9 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 SWITCH = 'CONVNEXT_DENSE_KERNELS'
 SLICE = 3  # oneDNN's fast depthwise kernels take widths up to 3
-# Bytes of the hidden layer to compute at once on CPUs; in the backward pass each part costs a sum of weights as well.
-CHUNK, BACKWARD_CHUNK = 4 * 2**20, 8 * 2**20
+# Bytes of the hidden layer to compute at once on CPUs, in parts that are kept for the backward pass, where each costs a
+# sum of weights, and in others.
+CHUNK_TO_KEEP, CHUNK = 8 * 2**20, 4 * 2**20
 
 
 def enabled(device: torch.device) -> bool:
@@ -146,7 +147,7 @@ class ResidualBranch(torch.autograd.Function):
         """
         ctx.options = scale, lean, eps, padding, dilation, dtype, x.dtype
         if kept is not None and not len(kept):
-            ctx.save_for_backward(None, kept, None, None, *params)
+            ctx.save_for_backward(None, kept, None, *params)
             return x.to(_sum_dtype(x, params), copy=True)
         conv_w, conv_b, norm_w, norm_b, w1, b1, w2, b2, gamma = params
         total = x.to(_sum_dtype(x, params))
@@ -155,16 +156,17 @@ class ResidualBranch(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             u = _depthwise(inside, conv_w.to(dtype), conv_b.to(dtype), padding, dilation)
             norm_w, norm_b, w1, b1 = (param.to(dtype) for param in (norm_w, norm_b, w1, b1))
-            hidden = None if lean else linear(F.layer_norm(u, norm_w.shape, norm_w, norm_b, eps), w1, b1).flatten(0, 2)
-            out = _mlp(chosen, u, hidden, (norm_w, norm_b, w1, b1, *fold(w2, b2, gamma, scale, dtype)), eps)
-        ctx.save_for_backward(inside, kept, u, hidden, *params)
+            hidden = None if lean else []
+            out = _mlp(chosen, u, (norm_w, norm_b, w1, b1, *fold(w2, b2, gamma, scale, dtype)), eps, hidden)
+        ctx.save_for_backward(inside, kept, u, *params, *hidden or ())
         return out if kept is None else total.index_copy(0, kept, out)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_out: Tensor):
         scale, lean, eps, padding, dilation, dtype, x_dtype = ctx.options
-        inside, kept, u, hidden, *params = ctx.saved_tensors
+        inside, kept, u, *params = ctx.saved_tensors
+        params, hidden = params[:9], params[9:]
         conv_w, conv_b, norm_w, norm_b, w1, b1, w2, b2, gamma = params
         if inside is None:  # DDP waits for a gradient of every parameter
             return (grad_out.to(x_dtype), *[None] * 7, *(None if p is None else torch.zeros_like(p) for p in params))
@@ -178,9 +180,9 @@ class ResidualBranch(torch.autograd.Function):
             # Sums over the tokens in more than a half type.
             wide = torch.float32 if dtype.itemsize < 4 else dtype
             sums, grad_normed = None, []
-            for part in _chunks(len(tokens), tokens, BACKWARD_CHUNK):
+            for number, part in enumerate(_chunks(len(tokens), tokens, CHUNK_TO_KEEP)):
                 some = normed_tokens[part]
-                before = linear(some, weight, bias) if lean else hidden[part]
+                before = linear(some, weight, bias) if lean else hidden[number]
                 grad_hidden = torch.ops.aten.gelu_backward(linear(tokens[part], folded_w.t()), before)
                 now = (linear_weight_grad(F.gelu(before), tokens[part]), linear_weight_grad(some, grad_hidden),
                        grad_hidden.sum(0, dtype=wide))
@@ -213,23 +215,25 @@ def _sum_dtype(x: Tensor, params: Sequence[Tensor | None]) -> torch.dtype:
     return torch.promote_types(x.dtype, params[0].dtype)
 
 
-def _mlp(x: Tensor, u: Tensor, hidden: Tensor | None, params: Sequence[Tensor], eps: float) -> Tensor:
+def _mlp(x: Tensor, u: Tensor, params: Sequence[Tensor], eps: float, hidden: list[Tensor] | None) -> Tensor:
     """``x`` plus LayerNorm, first Linear, GELU and second Linear of ``u``.
 
     Args:
         x: (N, C, H, W) in channels_last memory; its type is that of the sum.
         u: (N, H, W, C).
-        hidden: (N * H * W, 4 * C), the output of the first Linear if it is there already.
         params: Of LayerNorm, first and second Linear, weight and bias each, in the type of ``u``.
+        hidden: Where to keep the outputs of the first Linear, part by part.
     """
     norm_w, norm_b, w1, b1, w2, b2 = params
     rows, inputs = x.permute(0, 2, 3, 1).flatten(0, 2), u.flatten(0, 2)
     out = torch.empty_like(rows)
-    for part in _chunks(len(rows), inputs, CHUNK):
+    for part in _chunks(len(rows), inputs, CHUNK if hidden is None else CHUNK_TO_KEEP):
+        normed = F.layer_norm(inputs[part], norm_w.shape, norm_w, norm_b, eps)
         if hidden is None:
-            active = linear(F.layer_norm(inputs[part], norm_w.shape, norm_w, norm_b, eps), w1, b1, gelu=True)
+            active = linear(normed, w1, b1, gelu=True)
         else:
-            active = F.gelu(hidden[part])
+            hidden.append(linear(normed, w1, b1))
+            active = F.gelu(hidden[-1])
         torch.add(rows[part], linear(active, w2, b2), out=out[part])
     return out.view(u.shape).permute(0, 3, 1, 2)
 
@@ -253,4 +257,4 @@ def infer(x: Tensor, params: Sequence[Tensor], eps: float, padding: int, dilatio
     conv_w, conv_b, *others = params
     with torch.autocast(x.device.type, enabled=False):
         u = _depthwise(x.to(conv_w.dtype), conv_w, conv_b, padding, dilation)
-        return _mlp(x.to(dtype), u, None, others, eps)
+        return _mlp(x.to(dtype), u, others, eps, None)

@@ -83,7 +83,7 @@ def test_products_in_parts(memory, dtype, tolerance, onednn, monkeypatch):
     expected = outputs_and_gradients(model, x, amp)
     monkeypatch.setattr(kernels, '_onednn_is_faster', lambda operation, device, dtype, threads: onednn)
     monkeypatch.setattr(kernels, 'CHUNK', 1100)
-    monkeypatch.setattr(kernels, 'BACKWARD_CHUNK', 1700)
+    monkeypatch.setattr(kernels, 'CHUNK_TO_KEEP', 1700)
     assert_equal(outputs_and_gradients(model, x, amp), expected, tolerance)
     model.eval()
     with torch.no_grad(), torch.autocast('cpu', torch.bfloat16, enabled=amp):
