@@ -49,9 +49,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = F
 def linear_weight_grad(x: Tensor, grad: Tensor) -> Tensor:
     """(T, I), (T, O) -> (O, I)."""
     if _onednn_is_faster('weight gradient', x.device.type, x.dtype, torch.get_num_threads()):
-        # It copies its first factor to have it transposed: the narrow one.
-        return _onednn_linear(x.t(), grad.t(), None).t() if x.shape[1] < grad.shape[1] else \
-            _onednn_linear(grad.t(), x.t(), None)
+        # It copies its first factor to have it transposed, autograd copies a transposed result.
+        if x.numel() + x.shape[1] * grad.shape[1] < grad.numel():
+            return _onednn_linear(x.t(), grad.t(), None).t()
+        return _onednn_linear(grad.t(), x.t(), None)
     return grad.t() @ x
 
 
@@ -202,10 +203,10 @@ class ResidualBranch(torch.autograd.Function):
             grad_out.index_add(0, kept, grad_inside.to(grad_out.dtype))
         grad_gamma, factor, column = None, scale, scale
         if gamma is not None:  # never divides by gamma, which may be 0
-            grad_gamma = (scale * ((w2 * grad_folded).sum(1) + b2 * grad_folded_b)).to(gamma.dtype)
+            grad_gamma = (scale * (torch.linalg.vecdot(w2, grad_folded) + b2 * grad_folded_b)).to(gamma.dtype)
             factor = scale * gamma
             column = factor[:, None]
-        grads = (grad_conv_w, grad_conv_b, grad_norm_w, grad_norm_b, grad_w1, grad_b1, grad_folded * column,
+        grads = (grad_conv_w, grad_conv_b, grad_norm_w, grad_norm_b, grad_w1, grad_b1, grad_folded.mul_(column),
                  grad_folded_b * factor)
         return (grad_x.to(x_dtype), *[None] * 7, *(g.to(p.dtype) for g, p in zip(grads, params)), grad_gamma)
 
