@@ -117,7 +117,8 @@ def test_model_index_is_sound():
 def test_tables_and_picture_belong_to_the_model_index():
     zoo = runpy.run_path(str(ROOT / 'tools' / 'model_zoo.py'))
     folders, readme = {folder: metafile(folder) for folder in FOLDERS}, (ROOT / 'README.md').read_text()
-    assert zoo['with_tables'](readme, zoo['model_tables'](folders)) == readme
+    tables = zoo['model_tables'](folders) | {'performance': zoo['performance_table']()}
+    assert zoo['with_tables'](readme, tables) == readme
     picture = (ROOT / 'docs' / 'model_zoo.svg').read_text()
     assert zoo['digest_of'](zoo['points'](folders)) in picture and len(picture) < 200_000
     archs = readme[readme.index('<!-- archs'):readme.index('<!-- end of archs')]
@@ -136,7 +137,7 @@ def small_zoo(tmp_path_factory) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     shutil.copytree(ROOT / 'configs' / '_base_', folder / 'configs' / '_base_')
-    (folder / 'docs').mkdir()
+    shutil.copytree(ROOT / 'docs' / 'benchmarks', folder / 'docs' / 'benchmarks')
     for name in FOLDERS:
         content = metafile(name)
         content['Models'] = [model for model in content['Models'] if model['Config'].removeprefix('configs/') in FEW]

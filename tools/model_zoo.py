@@ -1,7 +1,7 @@
 """Bring the model index, the README's tables and its picture up to date: python tools/model_zoo.py [--check]
 
 Hand-written are the published figures, in configs/*/metafile.yml and tests/reference/published_results.csv. Everything
-else about a model is read from its config or measured, here.
+else about a model is read from its config or measured, here; times are those of docs/benchmarks/cpu_*.json.
 """
 import argparse
 import csv
@@ -27,6 +27,7 @@ PUBLISHED = ROOT / 'tests' / 'reference' / 'published_results.csv'
 SIZES = dict(tiny='T', small='S', base='B', large='L', xlarge='XL')
 SWIN_SIZES = {(96, 6): 'T', (96, 18): 'S', (128, 18): 'B', (192, 18): 'L'}  # channels, blocks of the third stage
 # Blocks and channels of the paper's Table 2, an architecture that is not built yet.
+BENCHMARKS = ROOT / 'docs' / 'benchmarks'
 ISOTROPIC = {'ConvNeXt-S (iso.)': (18, 384), 'ConvNeXt-B (iso.)': (18, 768), 'ConvNeXt-L (iso.)': (36, 1024)}
 
 
@@ -149,6 +150,27 @@ def arch_table() -> str:
     return table(header, rows)
 
 
+def performance_table() -> str:
+    """Backbones beside their peers: fastest times, and as factors of ours in the same type."""
+    columns, names, found = [], [], []
+    for arch in ('tiny', 'base'):
+        for mode in ('inference', 'train'):
+            result = json.loads((BENCHMARKS / f'cpu_{arch}_{mode}.json').read_text())
+            found.append(result)
+            names += [row['name'] for row in result['rows'] if row['name'] not in names]
+            columns += [(arch, mode, dtype, {row['name']: row for row in result['rows'] if row['dtype'] == dtype})
+                        for dtype in result['options']['dtype']]
+    rows = [[name, *(f'{row["min"] * 1000:.0f} ({row[f"ratio_min_{dtype}"]:.2f}x)' if row else '' for row, dtype in
+                     ((cells.get(name), dtype) for _, _, dtype, cells in columns))] for name in names]
+    versions = found[0]['machine']['versions']
+    rates = ', '.join(f'{name} {value:.0f}' for name, value in found[0]['rates'].items() if 'linear' in name)
+    machine = found[0]['machine']
+    text = (f'{machine["cpu"]} with {", ".join(machine["instructions"])}, {machine["threads"]} threads; its matrix '
+            f'products in GFLOP/s: {rates}. ' + ', '.join(f'{name} {versions[name]}' for name in (
+                'torch', 'timm', 'torchvision', 'transformers', 'mmpretrain', 'onnxruntime', 'openvino')) + '.')
+    return f'{table(["ms", *(f"{SIZES[arch]} {mode} {dtype}" for arch, mode, dtype, _ in columns)], rows)}\n\n{text}'
+
+
 def points(folders: dict[str, dict]) -> list[tuple[str, str, str, float, float, float]]:
     """(task, method, series, params in M, FLOPs in G, accuracy) of every row with a published accuracy."""
     found = []
@@ -228,7 +250,8 @@ def main() -> None:
         wanted = {
             ROOT / 'configs' / folder / 'metafile.yml': comment + yaml.safe_dump(content, sort_keys=False, width=120)
             for folder, (comment, content) in read.items()}
-        wanted[README] = with_tables(README.read_text(), model_tables(folders) | {'archs': arch_table()})
+        wanted[README] = with_tables(README.read_text(), model_tables(folders) | {
+            'archs': arch_table(), 'performance': performance_table()})
         data = points(folders)
         stale = [path for path, text in wanted.items() if path.read_text() != text]
         old_picture = not PICTURE.exists() or digest_of(data) not in PICTURE.read_text()
