@@ -188,7 +188,25 @@ def test_optimizer(benchmark):
     assert groups['merged groups, default'] == groups['merged groups, fused'] < 20
 
 
+def test_profile_names_the_operators(benchmark):
+    message, text, figures = benchmark(*TINY, '--mode', 'train', '--size', '32x64', '--profile',
+                                       '--only', 'ours', 'timm')
+    assert message is None
+    assert names(figures) == ['ours fp32', 'timm fp32', 'timm channels_last fp32']
+    for row in figures['rows']:
+        kinds = row['operators']
+        assert row['total'] == sum(kinds.values())
+        assert min(kinds[kind] for kind in ('matrix products', 'convolutions', 'LayerNorm', 'GELU')) > 0
+        assert f'| {row["name"]} | fp32 | {row["total"]:.1f} |' in text
+    # atto: multiply-adds of the Linears of a block, 8 C^2 a token; 2 operations each, and twice more backward.
+    linears = sum(8 * channels**2 * depth * batch_tokens for channels, depth, batch_tokens in zip(
+        (40, 80, 160, 320), (2, 2, 6, 2), (256, 64, 16, 4)))
+    ours = figures['rows'][0]
+    assert ours['linear_gflop_per_s'] * ours['operators']['matrix products'] == pytest.approx(6 * linears / 1e6)
+
+
 @pytest.mark.parametrize('options, message', [
+    (['--profile', '--scaling'], 'error: --profile is for backbones'),
     (['--only', 'nonesuch'], "error: --only 'nonesuch': there is no such row here, choose from mmpretrain, official, "),
     (['--ours', 'lean'], 'error: --ours lean: write NAME:KEY=VALUE,KEY=VALUE'),
     (['--batch', 1, 2], 'error: several batches or sizes are for --scaling'),

@@ -3,7 +3,8 @@
 Every row has the same weights and the same images, and gives the four normalised stages as contiguous NCHW tensors.
 Outputs (and in training a gradient) are compared first. Then the rows run in turn, round after round, so that what
 disturbs the machine disturbs all of them; minima, medians and their ratios to ours are printed. A training step is
-forward and backward; --mode optimizer measures the optimizer. Peak memory is that of a process of its own for each row.
+forward and backward; --mode optimizer measures the optimizer; --profile tells where the time goes. Peak memory is
+that of a process of its own for each row.
 
 mmpretrain: `pip install --no-deps mmpretrain==1.2.0 model-index mat4py einops 'importlib-metadata<9' ordered-set
 markdown zipp`, into an environment for benchmarks only: beside transformers >= 5 it breaks the import of mmdet.
@@ -39,6 +40,7 @@ from benchmark_rows import (
     Task,
     all_rows,
     count_gflop,
+    operators,
     peak_memory,
     saved_activations,
     tolerances,
@@ -192,6 +194,16 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             result['detections_per_image'] = statistics.fmean(len(sample.pred_instances) for sample in predictions)
             print(f'detections an image: {result["detections_per_image"]:.0f} (random weights, classifiers scaled up)')
     result['gflop'] = count_gflop(task)
+    if args.profile:
+        linear = count_gflop(task, (torch.nn.Linear,))
+        result['rows'] = []
+        for subject in subjects:
+            subject.step()
+            kinds = operators(subject)
+            result['rows'].append(dict(name=subject.row.name, dtype=subject.row.dtype, peer=subject.row.peer,
+                                       operators=kinds, total=sum(kinds.values()),
+                                       linear_gflop_per_s=linear / kinds['matrix products'] * 1000))
+        return result
     seconds = time_in_turn(subjects, args.rounds, args.warmup)
     found = figures(seconds, {dtype: f'ours {dtype}' for dtype in args.dtype}, batch)
     result['rows'] = []
@@ -370,6 +382,15 @@ COLUMNS = {'min ms': ('min', lambda value: f'{value * 1000:.1f}'),
            'B / token / channel': ('bytes_per_token_channel', lambda value: f'{value:.1f}')}
 
 
+def operator_table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: where the time of a step goes."""
+    kinds = list(rows[0]['operators'])
+    lines = [['ms', 'dtype', 'all', *kinds, 'Linears, GFLOP/s'], ['---'] * (len(kinds) + 4)]
+    lines += [[row['name'], row['dtype'], f'{row["total"]:.1f}', *(f'{row["operators"][kind]:.1f}' for kind in kinds),
+               f'{row["linear_gflop_per_s"]:.0f}'] for row in rows]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
 def table(rows: list[dict[str, Any]], dtypes: list[str]) -> str:
     """Markdown. The columns of ratios are time over that of ours, minima and (medians)."""
     columns = {title: (key, text) for title, (key, text) in COLUMNS.items()
@@ -390,8 +411,9 @@ def report(result: dict[str, Any]) -> str:
     options = result['options']
     sizes = ' '.join(f'{height}x{width}' for height, width in options['size'])
     what = Path(options['config']).stem if options['config'] else f'ConvNeXt {options["arch"]}'
-    lines = [f'{what}, {options["mode"]}, batch {" ".join(map(str, options["batch"]))}, {sizes}, '
-             f'{options["rounds"]} rounds in turn', '', f'`{result["command"]}`', '',
+    how = 'operators' if options['profile'] else f'{options["rounds"]} rounds in turn'
+    lines = [f'{what}, {options["mode"]}, batch {" ".join(map(str, options["batch"]))}, {sizes}, ' + how,
+             '', f'`{result["command"]}`', '',
              *(f'- {line}' for line in header_lines(result))]
     if 'gflop' in result:
         rate = max((value, name) for name, value in result['rates'].items() if name.startswith(('linear', 'oneDNN')))
@@ -405,7 +427,10 @@ def report(result: dict[str, Any]) -> str:
         lines.append(f'- {result["detections_per_image"]:.0f} detections an image, of random weights')
     if options['drop_path'] and options['mode'] == 'train':
         lines.append('- with drop path, steps differ by what they draw: the medians count, not the minima')
-    if 'rows' in result:
+    if options['profile']:
+        lines += ['- the fastest of five steps under the profiler; the rate is that of the products which the model '
+                  'needs, computed again or not', '', operator_table(result['rows'])]
+    elif 'rows' in result:
         lines += ['', table(result['rows'], options['dtype'])]
     if 'points' in result:
         titles = list(next(iter(result['exponents'].values())))
@@ -454,6 +479,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--no-memory', dest='memory', action='store_false', help='no peak memory, which takes a '
                         'process a row')
+    parser.add_argument('--profile', action='store_true', help='where the time of a step goes, instead of how long it '
+                        'takes')
     parser.add_argument('--scaling', action='store_true', help='time and memory against image size and batch')
     parser.add_argument('--plot', type=Path, metavar='OUT', help='of --scaling: .png or .svg')
     parser.add_argument('--json', type=Path, metavar='OUT')
@@ -474,6 +501,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         raise UserError('several batches or sizes are for --scaling: add it, or give one of each')
     if args.plot and not args.scaling:
         raise UserError('--plot draws what --scaling measures: add --scaling')
+    if args.profile and (args.scaling or args.mode == 'optimizer' or args.config):
+        raise UserError('--profile is for backbones: leave --scaling, --config and --mode optimizer out')
     if args.cast and args.mode != 'inference':
         raise UserError('--cast is for inference: training in a half type keeps its weights in fp32')
     if args.drop_path and args.config:

@@ -403,17 +403,47 @@ def tolerances(dtype: str, device: torch.device) -> tuple[float, float]:
 # ---- work and memory
 
 
-def count_gflop(task: Task) -> float:
+def count_gflop(task: Task, kinds: tuple[type, ...] = (nn.Conv2d, nn.Linear)) -> float:
     """Matrix products and convolutions of one step of the backbone, multiply and add counted separately."""
     with torch.device('meta'):  # shapes are enough
         model, image = Official(task.depths, task.channels, 0.), torch.empty(task.image.shape)
     products = []
     for module in model.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
+        if isinstance(module, kinds):
             module.register_forward_hook(lambda layer, _, out: products.append(out.numel() * layer.weight[0].numel()))
     model(image)
     # Backward: as much again for the weights and for the inputs, but the stem's input needs no gradient.
-    return 2 * (3 * sum(products) - products[0] if task.train else sum(products)) / 1e9
+    stem = products[0] if nn.Conv2d in kinds else 0
+    return 2 * (3 * sum(products) - stem if task.train else sum(products)) / 1e9
+
+
+# Operators by what they do; the others are `rest`.
+OPERATORS = {
+    'matrix products': r'mm|addmm|bmm|_linear_pointwise|linear',
+    'convolutions': r'.*convolution.*',
+    'LayerNorm': r'.*layer_norm.*',
+    'GELU': r'gelu.*',
+    'copies': r'copy_|cat|constant_pad_nd|fill_|.*index_(copy|add|select).*|index',
+    'sums': r'add_?|sum|mul_?|mean|div_?|pow|sub_?|sqrt_?|rsqrt_?',
+}
+
+
+def operators(subject: Subject, steps: int = 5) -> dict[str, float]:
+    """Milliseconds of each kind of operator, in the fastest of some steps, under PyTorch's profiler."""
+    device = subject.task.device.type
+    time_of = 'self_cpu_time_total' if device == 'cpu' else 'self_device_time_total'
+    found = []
+    for _ in range(steps):
+        with torch.profiler.profile(activities=[getattr(torch.profiler.ProfilerActivity, device.upper())]) as profile:
+            subject.step()
+        kinds = dict.fromkeys((*OPERATORS, 'rest'), 0.)
+        for event in profile.key_averages():
+            name = event.key.split('::')[-1]
+            kind = next((kind for kind, pattern in OPERATORS.items() if re.fullmatch(pattern, name)), 'rest')
+            kinds[kind] += getattr(event, time_of) / 1000
+        found.append(kinds)
+        subject.clear()
+    return min(found, key=lambda kinds: sum(kinds.values()))
 
 
 def peak_memory(subject: Subject) -> dict[str, float | None]:
