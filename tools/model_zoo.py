@@ -24,10 +24,10 @@ README, PICTURE = ROOT / 'README.md', ROOT / 'docs' / 'model_zoo.svg'
 FOLDERS = ('mask_rcnn', 'cascade_mask_rcnn', 'upernet')
 DEMO = 'convnext_digits.py'
 PUBLISHED = ROOT / 'tests' / 'reference' / 'published_results.csv'
+BENCHMARKS = ROOT / 'docs' / 'benchmarks'
 SIZES = dict(tiny='T', small='S', base='B', large='L', xlarge='XL')
 SWIN_SIZES = {(96, 6): 'T', (96, 18): 'S', (128, 18): 'B', (192, 18): 'L'}  # channels, blocks of the third stage
 # Blocks and channels of the paper's Table 2, an architecture that is not built yet.
-BENCHMARKS = ROOT / 'docs' / 'benchmarks'
 ISOTROPIC = {'ConvNeXt-S (iso.)': (18, 384), 'ConvNeXt-B (iso.)': (18, 768), 'ConvNeXt-L (iso.)': (36, 1024)}
 
 
