@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from benchmark_peers import BLOCKS, PEERS, SESSIONS, Official, import_mmpretrain, random_state
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
@@ -96,8 +97,7 @@ def parse_variant(text: str) -> tuple[str, dict[str, Any], dict[str, str]]:
         raise UserError(f'--ours {text}: write NAME:KEY=VALUE,KEY=VALUE, as in checkpoint:with_cp=True; keys in '
                         'capitals are environment variables')
     pairs = dict(pair.split('=') for pair in match[2].split(','))
-    values = {'True': True, 'False': False}
-    return (match[1], {key: values.get(value, value) for key, value in pairs.items() if not key.isupper()},
+    return (match[1], {key: yaml.safe_load(value) for key, value in pairs.items() if not key.isupper()},
             {key: value for key, value in pairs.items() if key.isupper()})
 
 

@@ -157,11 +157,11 @@ def performance_table() -> str:
         for mode in ('inference', 'train'):
             result = json.loads((BENCHMARKS / f'cpu_{arch}_{mode}.json').read_text())
             found.append(result)
-            names += [row['name'] for row in result['rows'] if row['name'] not in names]
+            names += [row['name'] for row in result['rows']]
             columns += [(arch, mode, dtype, {row['name']: row for row in result['rows'] if row['dtype'] == dtype})
                         for dtype in result['options']['dtype']]
     rows = [[name, *(f'{row["min"] * 1000:.0f} ({row[f"ratio_min_{dtype}"]:.2f}x)' if row else '' for row, dtype in
-                     ((cells.get(name), dtype) for _, _, dtype, cells in columns))] for name in names]
+                     ((cells.get(name), dtype) for _, _, dtype, cells in columns))] for name in dict.fromkeys(names)]
     versions = found[0]['machine']['versions']
     rates = ', '.join(f'{name} {value:.0f}' for name, value in found[0]['rates'].items() if 'linear' in name)
     machine = found[0]['machine']
