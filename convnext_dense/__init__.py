@@ -1,12 +1,15 @@
 """ConvNeXt for dense prediction. Importing this package registers everything in mmengine's root registries."""
+
 try:
     import mmengine  # noqa: F401
 except ModuleNotFoundError as error:
     if error.name != 'mmengine':
         raise
     raise ModuleNotFoundError(
-        "convnext_dense needs mmengine, which comes in two distributions: install one of the extras, "
-        "pip install 'convnext-dense[openmmlab]' or pip install 'convnext-dense[onedl]'", name='mmengine') from None
+        'convnext_dense needs mmengine, which comes in two distributions: install one of the extras, '
+        "pip install 'convnext-dense[openmmlab]' or pip install 'convnext-dense[onedl]'",
+        name='mmengine',
+    ) from None
 
 import importlib.metadata
 import importlib.util
@@ -40,5 +43,15 @@ if importlib.util.find_spec('mmseg'):
     except importlib.metadata.PackageNotFoundError:
         MODULE2PACKAGE['mmseg'] = 'mmseg'  # by module as well
 
-__all__ = ['ARCHS', 'CPUAmpOptimWrapper', 'ConvNeXt', 'ConvNeXtLayerDecayConstructor', 'ConvNeXtLoadHook',
-           'ConvNeXtSharedHead', 'PyramidAdapter', 'UserError', '__version__', 'swap_backbone']
+__all__ = [
+    'ARCHS',
+    'CPUAmpOptimWrapper',
+    'ConvNeXt',
+    'ConvNeXtLayerDecayConstructor',
+    'ConvNeXtLoadHook',
+    'ConvNeXtSharedHead',
+    'PyramidAdapter',
+    'UserError',
+    '__version__',
+    'swap_backbone',
+]

@@ -1,4 +1,5 @@
 """What a swapped pipeline may need beside the backbone: a last stage for regions, and features of other strides."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -27,11 +28,22 @@ class ConvNeXtSharedHead(BaseModule):
         UserError: An argument cannot be used, or weights do not fit.
     """
 
-    def __init__(self, arch: str | dict = 'tiny', drop_path_rate: float = 0., layer_scale_init_value: float = 1e-6,
-                 use_grn: bool = False, init_cfg: dict | None = None) -> None:
+    def __init__(
+        self,
+        arch: str | dict = 'tiny',
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float = 1e-6,
+        use_grn: bool = False,
+        init_cfg: dict | None = None,
+    ) -> None:
         super().__init__(init_cfg)
-        self.options = dict(arch=arch, drop_path_rate=drop_path_rate, layer_scale_init_value=layer_scale_init_value,
-                            use_grn=use_grn, out_indices=(NUM_STAGES - 1,))
+        self.options = dict(
+            arch=arch,
+            drop_path_rate=drop_path_rate,
+            layer_scale_init_value=layer_scale_init_value,
+            use_grn=use_grn,
+            out_indices=(NUM_STAGES - 1,),
+        )
         self._take(ConvNeXt(**self.options))
 
     def _take(self, whole: ConvNeXt) -> None:
@@ -81,13 +93,21 @@ class PyramidAdapter(BaseModule):
         UserError: There are no such features to be made.
     """
 
-    def __init__(self, in_channels: Sequence[int], out_channels: Sequence[int], strides: Sequence[int],
-                 in_strides: Sequence[int] = (4, 8, 16, 32), init_cfg: dict | None = None) -> None:
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        out_channels: Sequence[int],
+        strides: Sequence[int],
+        in_strides: Sequence[int] = (4, 8, 16, 32),
+        init_cfg: dict | None = None,
+    ) -> None:
         super().__init__(init_cfg)
         if len(in_channels) != len(in_strides) or len(out_channels) != len(strides):
-            raise UserError(f'PyramidAdapter needs as many in_channels as in_strides and as many out_channels as '
-                            f'strides, found {len(in_channels)}, {len(in_strides)}, {len(out_channels)}, '
-                            f'{len(strides)}')
+            raise UserError(
+                f'PyramidAdapter needs as many in_channels as in_strides and as many out_channels as '
+                f'strides, found {len(in_channels)}, {len(in_strides)}, {len(out_channels)}, '
+                f'{len(strides)}'
+            )
         # The stage of each output, and how much finer it is.
         self.sources = []
         for stride in strides:
@@ -98,7 +118,7 @@ class PyramidAdapter(BaseModule):
             self.sources.append((stage, int(factor)))
         self.finest = min(stage for stage, _ in self.sources)
         width = max(out_channels)
-        self.laterals = nn.ModuleList(nn.Conv2d(channels, width, 1) for channels in in_channels[self.finest:])
+        self.laterals = nn.ModuleList(nn.Conv2d(channels, width, 1) for channels in in_channels[self.finest :])
         self.outputs = nn.ModuleList(nn.Conv2d(width, channels, 3, padding=1) for channels in out_channels)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

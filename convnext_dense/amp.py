@@ -1,4 +1,5 @@
 """Mixed precision in bfloat16 on CPUs."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -31,8 +32,10 @@ class CPUAmpOptimWrapper(OptimWrapper):
 
     def __init__(self, dtype: str | torch.dtype | None = None, loss_scale: Any = None, **kwargs) -> None:
         if dtype not in (None, 'bfloat16', torch.bfloat16):
-            raise UserError(f'CPUAmpOptimWrapper has dtype={dtype!r}: mixed precision on a CPU runs in bfloat16 alone, '
-                            "give dtype='bfloat16' or leave it out")
+            raise UserError(
+                f'CPUAmpOptimWrapper has dtype={dtype!r}: mixed precision on a CPU runs in bfloat16 alone, '
+                "give dtype='bfloat16' or leave it out"
+            )
         super().__init__(**kwargs)
 
     @contextmanager
@@ -66,8 +69,9 @@ def fp32_where_needed(model: nn.Module) -> Iterator[None]:
     with ExitStack() as hooks:
         for module in model.modules():
             # RoI extractors collect what RoIAlign gives in a tensor of the type that they got.
-            if hasattr(module, 'roi_layers') or any(kind.__module__.startswith('mmcv.ops.')
-                                                    for kind in type(module).__mro__):
+            if hasattr(module, 'roi_layers') or any(
+                kind.__module__.startswith('mmcv.ops.') for kind in type(module).__mro__
+            ):
                 hooks.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
                 hooks.callback(module.register_forward_hook(leave, always_call=True).remove)
             elif hasattr(module, 'loss_by_feat') or hasattr(module, 'loss_and_target'):

@@ -4,6 +4,7 @@ Papers: "A ConvNet for the 2020s", arXiv 2201.03545; "ConvNeXt V2", arXiv 2301.0
 Official code: github.com/facebookresearch/ConvNeXt and ConvNeXt-V2. The official V1 weights are under the MIT licence,
 the V2 weights under CC BY-NC 4.0. Parameter names are the official ones, so that official files fit as they are.
 """
+
 from __future__ import annotations
 
 import math
@@ -86,18 +87,29 @@ class DropPath(nn.Module):
 class Block(nn.Module):
     """One residual block (V1 paper, Figure 4): depthwise 7x7, LayerNorm, Linear, GELU, (GRN), Linear, layer scale."""
 
-    def __init__(self, channels: int, drop_path: float, layer_scale_init_value: float, use_grn: bool, eps: float,
-                 kernel_size: int, dilation: int = 1, lean: bool = False) -> None:
+    def __init__(
+        self,
+        channels: int,
+        drop_path: float,
+        layer_scale_init_value: float,
+        use_grn: bool,
+        eps: float,
+        kernel_size: int,
+        dilation: int = 1,
+        lean: bool = False,
+    ) -> None:
         super().__init__()
-        self.dwconv = nn.Conv2d(channels, channels, kernel_size, padding=dilation * (kernel_size // 2),
-                                dilation=dilation, groups=channels)
+        self.dwconv = nn.Conv2d(
+            channels, channels, kernel_size, padding=dilation * (kernel_size // 2), dilation=dilation, groups=channels
+        )
         self.norm = nn.LayerNorm(channels, eps=eps)
         self.pwconv1 = nn.Linear(channels, 4 * channels)
         self.act = nn.GELU()
         self.grn = GRN(4 * channels) if use_grn else nn.Identity()
         self.pwconv2 = nn.Linear(4 * channels, channels)
-        self.gamma = nn.Parameter(torch.full((channels,), float(layer_scale_init_value))) \
-            if layer_scale_init_value > 0 else None
+        self.gamma = (
+            nn.Parameter(torch.full((channels,), float(layer_scale_init_value))) if layer_scale_init_value > 0 else None
+        )
         self.drop_path = DropPath(drop_path)
 
         self.lean = lean
@@ -113,15 +125,22 @@ class Block(nn.Module):
             return self._eager(x)  # which says that the types differ
         (padding, _), (dilation, _) = self.dwconv.padding, self.dwconv.dilation
         if not torch.is_grad_enabled() and not self.training:
-            return kernels.infer(x, self._ready_for_inference(dtype), self.norm.eps, padding, dilation,
-                                 torch.promote_types(x.dtype, self.norm.weight.dtype))
-        kept, scale = None, 1.
+            return kernels.infer(
+                x,
+                self._ready_for_inference(dtype),
+                self.norm.eps,
+                padding,
+                dilation,
+                torch.promote_types(x.dtype, self.norm.weight.dtype),
+            )
+        kept, scale = None, 1.0
         mask = self.drop_path.draw(x.shape[0])
         if mask is not None:
             scale = 1 / (1 - self.drop_path.rate)
             kept = None if mask.all() else mask.nonzero().squeeze(1).to(x.device)
         return kernels.ResidualBranch.apply(
-            x, kept, scale, self.lean, self.norm.eps, padding, dilation, dtype, *self._parameters_in_order())
+            x, kept, scale, self.lean, self.norm.eps, padding, dilation, dtype, *self._parameters_in_order()
+        )
 
     def _eager(self, x: Tensor) -> Tensor:
         y = self.dwconv(x).permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C), a view in channels_last
@@ -140,9 +159,17 @@ class Block(nn.Module):
         now = (dtype, *((p.data_ptr(), None if p.is_inference() else p._version) for p in params if p is not None))
         if self._ready is None or self._ready[0] != now:
             *first, weight1, bias1, weight2, bias2, gamma = (None if p is None else p.detach() for p in params)
-            weight2, bias2 = kernels.fold(weight2, bias2, gamma, 1., dtype)
-            self._ready = now, [*(p.to(dtype) for p in first), kernels.pack(weight1.to(dtype)), bias1.to(dtype),
-                                kernels.pack(weight2), bias2]
+            weight2, bias2 = kernels.fold(weight2, bias2, gamma, 1.0, dtype)
+            self._ready = (
+                now,
+                [
+                    *(p.to(dtype) for p in first),
+                    kernels.pack(weight1.to(dtype)),
+                    bias1.to(dtype),
+                    kernels.pack(weight2),
+                    bias2,
+                ],
+            )
         return self._ready[1]
 
     def __getstate__(self) -> dict:
@@ -167,13 +194,16 @@ def resolve_arch(arch: str | dict) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Blocks and channels of each stage, ``(depths, channels)``, of an arch name or a dict."""
     if isinstance(arch, str):
         if arch.lower() not in ARCHS:
-            raise UserError(f'ConvNeXt has no arch {arch!r}: use one of {", ".join(ARCHS)}, or a dict '
-                            "such as dict(depths=[3, 3, 9, 3], channels=[96, 192, 384, 768])")
+            raise UserError(
+                f'ConvNeXt has no arch {arch!r}: use one of {", ".join(ARCHS)}, or a dict '
+                'such as dict(depths=[3, 3, 9, 3], channels=[96, 192, 384, 768])'
+            )
         arch = ARCHS[arch.lower()]
     keys = set(arch)
     if keys not in ({'depths', 'channels'}, {'depths', 'dims'}):
-        raise UserError(f'a ConvNeXt arch given as a dict needs the keys depths and channels (or dims), found '
-                        f'{sorted(keys)}')
+        raise UserError(
+            f'a ConvNeXt arch given as a dict needs the keys depths and channels (or dims), found {sorted(keys)}'
+        )
     depths, channels = tuple(arch['depths']), tuple(arch['channels'] if 'channels' in arch else arch['dims'])
     for key, values in (('depths', depths), ('channels', channels)):
         if len(values) != NUM_STAGES or not all(type(v) is int and v > 0 for v in values):
@@ -185,10 +215,15 @@ def resolve_out_indices(out_indices: int | Sequence[int]) -> tuple[int, ...]:
     """Stages to output, as ascending numbers from 0; negative ones count from the last stage."""
     indices = [out_indices] if isinstance(out_indices, int) else list(out_indices)
     resolved = [i + NUM_STAGES if type(i) is int and i < 0 else i for i in indices]
-    if not resolved or not all(type(i) is int and 0 <= i < NUM_STAGES for i in resolved) \
-            or any(a >= b for a, b in zip(resolved, resolved[1:])):
-        raise UserError(f'ConvNeXt cannot use out_indices={out_indices!r}: give one or more of the stages 0 to '
-                        f'{NUM_STAGES - 1} (or -{NUM_STAGES} to -1), each once and in ascending order')
+    if (
+        not resolved
+        or not all(type(i) is int and 0 <= i < NUM_STAGES for i in resolved)
+        or any(a >= b for a, b in zip(resolved, resolved[1:]))
+    ):
+        raise UserError(
+            f'ConvNeXt cannot use out_indices={out_indices!r}: give one or more of the stages 0 to '
+            f'{NUM_STAGES - 1} (or -{NUM_STAGES} to -1), each once and in ascending order'
+        )
     return tuple(resolved)
 
 
@@ -238,25 +273,27 @@ class ConvNeXt(BaseModule):
         UserError: An argument cannot be used, or weights do not fit.
     """
 
-    def __init__(self,
-                 arch: str | dict = 'tiny',
-                 in_channels: int = 3,
-                 out_indices: int | Sequence[int] = (0, 1, 2, 3),
-                 drop_path_rate: float = 0.,
-                 layer_scale_init_value: float = 1e-6,
-                 use_grn: bool = False,
-                 frozen_stages: int = 0,
-                 with_cp: bool = False,
-                 memory: str = 'default',
-                 stem_patch_size: int = 4,
-                 output_stride: int | None = None,
-                 kernel_size: int = DEFAULT_KERNEL_SIZE,
-                 norm_cfg: dict | None = None,
-                 act_cfg: dict | None = None,
-                 linear_pw_conv: bool = True,
-                 gap_before_final_norm: bool = False,
-                 pretrained: str | None = None,
-                 init_cfg: dict | list[dict] | None = None) -> None:
+    def __init__(
+        self,
+        arch: str | dict = 'tiny',
+        in_channels: int = 3,
+        out_indices: int | Sequence[int] = (0, 1, 2, 3),
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float = 1e-6,
+        use_grn: bool = False,
+        frozen_stages: int = 0,
+        with_cp: bool = False,
+        memory: str = 'default',
+        stem_patch_size: int = 4,
+        output_stride: int | None = None,
+        kernel_size: int = DEFAULT_KERNEL_SIZE,
+        norm_cfg: dict | None = None,
+        act_cfg: dict | None = None,
+        linear_pw_conv: bool = True,
+        gap_before_final_norm: bool = False,
+        pretrained: str | None = None,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
         if pretrained is not None:
             if init_cfg is not None:
                 raise UserError('ConvNeXt was given both pretrained and init_cfg: give one of them')
@@ -270,31 +307,41 @@ class ConvNeXt(BaseModule):
         if layer_scale_init_value < 0:
             raise UserError(f'ConvNeXt needs layer_scale_init_value >= 0 (0: none), found {layer_scale_init_value}')
         if not -1 <= frozen_stages <= num_built:
-            raise UserError(f'ConvNeXt cannot freeze frozen_stages={frozen_stages}: with out_indices='
-                            f'{self.out_indices} it has {num_built} stages, use -1 to {num_built}')
+            raise UserError(
+                f'ConvNeXt cannot freeze frozen_stages={frozen_stages}: with out_indices='
+                f'{self.out_indices} it has {num_built} stages, use -1 to {num_built}'
+            )
         if memory not in MEMORY_MODES:
             raise UserError(f'ConvNeXt has no memory={memory!r}: use one of {", ".join(map(repr, MEMORY_MODES))}')
         if with_cp and memory == 'lean' or use_grn and memory == 'lean':
-            raise UserError("memory='lean' goes neither with with_cp=True nor with use_grn=True: use "
-                            "memory='checkpoint' alone")
+            raise UserError(
+                "memory='lean' goes neither with with_cp=True nor with use_grn=True: use memory='checkpoint' alone"
+            )
         if gap_before_final_norm:
-            raise UserError('gap_before_final_norm=True makes a pooled vector for classification, a dense predictor '
-                            'needs feature maps: set gap_before_final_norm=False or leave it out')
+            raise UserError(
+                'gap_before_final_norm=True makes a pooled vector for classification, a dense predictor '
+                'needs feature maps: set gap_before_final_norm=False or leave it out'
+            )
         norm = dict(norm_cfg or dict(type='LN2d'))
         eps = norm.pop('eps', 1e-6)
         if norm not in (dict(type='LN2d'), dict(type='LN')):
-            raise UserError(f"ConvNeXt normalises by LayerNorm, found norm_cfg={norm_cfg}: use dict(type='LN2d', "
-                            'eps=1e-6) or leave it out')
+            raise UserError(
+                f"ConvNeXt normalises by LayerNorm, found norm_cfg={norm_cfg}: use dict(type='LN2d', "
+                'eps=1e-6) or leave it out'
+            )
         if act_cfg not in (None, dict(type='GELU')):
-            raise UserError(f"ConvNeXt activates by GELU, found act_cfg={act_cfg}: use dict(type='GELU') or leave it "
-                            'out')
+            raise UserError(
+                f"ConvNeXt activates by GELU, found act_cfg={act_cfg}: use dict(type='GELU') or leave it out"
+            )
         if type(kernel_size) is not int or kernel_size < 1 or kernel_size % 2 == 0:
-            raise UserError(f'ConvNeXt needs an odd kernel_size, found {kernel_size}: the official one is '
-                            f'{DEFAULT_KERNEL_SIZE}')
+            raise UserError(
+                f'ConvNeXt needs an odd kernel_size, found {kernel_size}: the official one is {DEFAULT_KERNEL_SIZE}'
+            )
         strides = [stem_patch_size * 2**i for i in range(NUM_STAGES)]
         if output_stride not in (None, *strides):
-            raise UserError(f'ConvNeXt cannot use output_stride={output_stride}: use one of '
-                            f'{", ".join(map(str, strides))}')
+            raise UserError(
+                f'ConvNeXt cannot use output_stride={output_stride}: use one of {", ".join(map(str, strides))}'
+            )
         self.strides = tuple(min(stride, output_stride or stride) for stride in strides)
         self.kernel_size = kernel_size
         self.frozen_stages = frozen_stages
@@ -310,22 +357,33 @@ class ConvNeXt(BaseModule):
             dilation = strides[i] // self.strides[i]
             if i == 0:
                 downsample = nn.Sequential(
-                    nn.Conv2d(in_channels, width, stem_patch_size, stem_patch_size), LayerNorm2d(width, eps=eps))
+                    nn.Conv2d(in_channels, width, stem_patch_size, stem_patch_size), LayerNorm2d(width, eps=eps)
+                )
             else:
-                conv = nn.Conv2d(self.channels[i - 1], width, 2, 2) if dilation == 1 else \
-                    DilatedDownsample(self.channels[i - 1], width, dilation // 2)
+                conv = (
+                    nn.Conv2d(self.channels[i - 1], width, 2, 2)
+                    if dilation == 1
+                    else DilatedDownsample(self.channels[i - 1], width, dilation // 2)
+                )
                 downsample = nn.Sequential(LayerNorm2d(self.channels[i - 1], eps=eps), conv)
             self.downsample_layers.append(downsample)
             first = sum(self.depths[:i])
-            self.stages.append(nn.Sequential(*(
-                Block(width, rate, layer_scale_init_value, use_grn, eps, kernel_size, dilation, memory == 'lean')
-                for rate in rates[first:first + blocks])))
+            self.stages.append(
+                nn.Sequential(
+                    *(
+                        Block(
+                            width, rate, layer_scale_init_value, use_grn, eps, kernel_size, dilation, memory == 'lean'
+                        )
+                        for rate in rates[first : first + blocks]
+                    )
+                )
+            )
         for i in self.out_indices:
             self.add_module(f'norm{i}', LayerNorm2d(self.channels[i], eps=eps))
 
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
-                nn.init.trunc_normal_(module.weight, std=.02)
+                nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
         # Before any wrapper (DDP) counts the parameters to train.
         self._freeze_stages()
@@ -361,8 +419,10 @@ class ConvNeXt(BaseModule):
             return (1, 2, 3 + block // 3, self.num_layers)[stage]
         if part in {f'norm{i}' for i in self.out_indices}:
             return self.num_layers + 1
-        raise UserError(f'layer decay does not know the ConvNeXt parameter {name!r}: modules added to ConvNeXt need a '
-                        'layer id of their own, override ConvNeXt.layer_id')
+        raise UserError(
+            f'layer decay does not know the ConvNeXt parameter {name!r}: modules added to ConvNeXt need a '
+            'layer id of their own, override ConvNeXt.layer_id'
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Features of the stages in ``out_indices``.
@@ -377,9 +437,11 @@ class ConvNeXt(BaseModule):
             UserError: The image is too small for the last stage.
         """
         if min(x.shape[-2:]) < self.min_size:
-            raise UserError(f'ConvNeXt got an image of {x.shape[-2]}x{x.shape[-1]}, it needs at least '
-                            f'{self.min_size}x{self.min_size}: enlarge the image in the pipeline (Resize) or pad it '
-                            '(pad_size_divisor of the data_preprocessor)')
+            raise UserError(
+                f'ConvNeXt got an image of {x.shape[-2]}x{x.shape[-1]}, it needs at least '
+                f'{self.min_size}x{self.min_size}: enlarge the image in the pipeline (Resize) or pad it '
+                '(pad_size_divisor of the data_preprocessor)'
+            )
         x = x.contiguous(memory_format=torch.channels_last)
         outputs = []
         for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages)):
@@ -433,7 +495,8 @@ class ConvNeXt(BaseModule):
             raise UserError(
                 f'the pretrained weights {source} could not be read ({error}); or give another file as '
                 'model.backbone.init_cfg.checkpoint, or train from scratch with '
-                '--cfg-options model.backbone.init_cfg=None') from error
+                '--cfg-options model.backbone.init_cfg=None'
+            ) from error
         try:
             state = fit_state_dict(self, checkpoint, prefix, licence_of(source))
         except UserError as error:
@@ -446,10 +509,10 @@ class ConvNeXt(BaseModule):
         # Called by every way of loading: load_state_dict, init_cfg, a checkpoint of the model around this one. Of a
         # model under FSDP only shards are here: ConvNeXtLoadHook has fitted the file.
         if any('_fsdp_wrapped_module' in name for name, _ in self.named_parameters()):
-            self._check_names({key[len(prefix):] for key in state_dict if key.startswith(prefix)}, prefix)
+            self._check_names({key[len(prefix) :] for key in state_dict if key.startswith(prefix)}, prefix)
             super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
             return
-        own = {key[len(prefix):]: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
+        own = {key[len(prefix) :]: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
         fitted = fit_state_dict(self, own, place=prefix)
         state_dict.update({prefix + key: value for key, value in fitted.items()})
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
@@ -460,4 +523,5 @@ class ConvNeXt(BaseModule):
             raise UserError(
                 f'the sharded ConvNeXt at {place!r} lacks {sorted(wanted - found)[:3]} and does not know '
                 f'{sorted(found - wanted)[:3]}: sharded models load other layouts through '
-                "custom_hooks=[dict(type='ConvNeXtLoadHook')] only")
+                "custom_hooks=[dict(type='ConvNeXtLoadHook')] only"
+            )

@@ -5,6 +5,7 @@ operators, data movement, pooling and RoIAlign do not. Every operator that runs 
 another one is an error, so that nothing is left out silently. Tensors are on torch's meta device, which has shapes and
 no values: a count takes a second and next to no memory.
 """
+
 from __future__ import annotations
 
 import copy
@@ -34,8 +35,9 @@ PARTS = ('backbone', 'neck', 'heads')
 PRODUCTS: dict[str, Callable[..., int]] = {
     'mm': lambda out, a, b, *_: out.numel() * a.shape[-1],
     'addmm': lambda out, bias, a, b, *_: out.numel() * a.shape[-1],
-    'convolution': lambda out, x, weight, bias, stride, padding, dilation, transposed, *_:
-        (x if transposed else out).numel() * weight[0].numel(),
+    'convolution': lambda out, x, weight, bias, stride, padding, dilation, transposed, *_: (
+        (x if transposed else out).numel() * weight[0].numel()
+    ),
 }
 # scaled_dot_product_attention arrives as these too on the meta device.
 ATTENTION_PRODUCTS: dict[str, Callable[..., int]] = {
@@ -50,25 +52,123 @@ PER_ELEMENT: dict[str, int] = {
     'upsample_bilinear2d': 4,
     'upsample_bicubic2d': 16,
 }
-ZERO: frozenset[str] = frozenset({
-    # elementwise, also in place (with a trailing underscore)
-    'abs', 'add', 'addcmul', 'bitwise_not', 'clamp', 'clamp_min', 'cos', 'div', 'eq', 'erf', 'exp', 'floor', 'ge',
-    'gelu', 'gt', 'hardsigmoid', 'hardswish', 'hardtanh', 'le', 'leaky_relu', 'log', 'logical_and', 'logical_not',
-    'logical_or', 'lt', 'masked_fill', 'maximum', 'minimum', 'mul', 'ne', 'neg', 'pow', 'reciprocal', 'relu', 'rsqrt',
-    'rsub', 'sigmoid', 'silu', 'sin', 'softplus', 'sqrt', 'sub', 'tanh', 'where',
-    # reductions and softmax
-    '_log_softmax', '_safe_softmax', '_softmax', 'amax', 'amin', 'argmax', 'linalg_vector_norm', 'max', 'mean', 'min',
-    'sum',
-    # pooling
-    '_adaptive_avg_pool2d', 'avg_pool2d', 'max_pool2d_with_indices',
-    # making and moving data
-    '_reshape_alias', '_to_copy', '_unsafe_view', 'alias', 'arange', 'as_strided', 'cat', 'clone', 'constant_pad_nd',
-    'copy', 'detach', 'empty', 'empty_like', 'expand', 'fill', 'flip', 'full', 'full_like', 'im2col', 'index',
-    'index_select', 'lift_fresh', 'linspace', 'native_dropout', 'new_empty', 'new_full', 'new_ones', 'new_zeros',
-    'ones', 'ones_like', 'permute', 'pixel_shuffle', 'repeat', 'roll', 'scalar_tensor', 'select', 'slice', 'split',
-    'split_with_sizes', 'squeeze', 'stack', 't', 'transpose', 'tril', 'triu', 'unbind', 'unsqueeze', 'view', 'zero',
-    'zeros', 'zeros_like',
-})
+ZERO: frozenset[str] = frozenset(
+    {
+        # elementwise, also in place (with a trailing underscore)
+        'abs',
+        'add',
+        'addcmul',
+        'bitwise_not',
+        'clamp',
+        'clamp_min',
+        'cos',
+        'div',
+        'eq',
+        'erf',
+        'exp',
+        'floor',
+        'ge',
+        'gelu',
+        'gt',
+        'hardsigmoid',
+        'hardswish',
+        'hardtanh',
+        'le',
+        'leaky_relu',
+        'log',
+        'logical_and',
+        'logical_not',
+        'logical_or',
+        'lt',
+        'masked_fill',
+        'maximum',
+        'minimum',
+        'mul',
+        'ne',
+        'neg',
+        'pow',
+        'reciprocal',
+        'relu',
+        'rsqrt',
+        'rsub',
+        'sigmoid',
+        'silu',
+        'sin',
+        'softplus',
+        'sqrt',
+        'sub',
+        'tanh',
+        'where',
+        # reductions and softmax
+        '_log_softmax',
+        '_safe_softmax',
+        '_softmax',
+        'amax',
+        'amin',
+        'argmax',
+        'linalg_vector_norm',
+        'max',
+        'mean',
+        'min',
+        'sum',
+        # pooling
+        '_adaptive_avg_pool2d',
+        'avg_pool2d',
+        'max_pool2d_with_indices',
+        # making and moving data
+        '_reshape_alias',
+        '_to_copy',
+        '_unsafe_view',
+        'alias',
+        'arange',
+        'as_strided',
+        'cat',
+        'clone',
+        'constant_pad_nd',
+        'copy',
+        'detach',
+        'empty',
+        'empty_like',
+        'expand',
+        'fill',
+        'flip',
+        'full',
+        'full_like',
+        'im2col',
+        'index',
+        'index_select',
+        'lift_fresh',
+        'linspace',
+        'native_dropout',
+        'new_empty',
+        'new_full',
+        'new_ones',
+        'new_zeros',
+        'ones',
+        'ones_like',
+        'permute',
+        'pixel_shuffle',
+        'repeat',
+        'roll',
+        'scalar_tensor',
+        'select',
+        'slice',
+        'split',
+        'split_with_sizes',
+        'squeeze',
+        'stack',
+        't',
+        'transpose',
+        'tril',
+        'triu',
+        'unbind',
+        'unsqueeze',
+        'view',
+        'zero',
+        'zeros',
+        'zeros_like',
+    }
+)
 
 
 @dataclass
@@ -81,6 +181,7 @@ class Complexity:
         attention: The FLOPs among them of products of one activation with another, as in attention.
         shape: (height, width) of the image.
     """
+
     params: dict[str, int]
     flops: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
     attention: int = 0
@@ -111,8 +212,10 @@ class _Counter(TorchDispatchMode):
         name = name.removesuffix('_')  # relu_ is relu in place
         out = result[0] if isinstance(result, (tuple, list)) else result
         if namespace != 'aten' or name not in PRODUCTS | ATTENTION_PRODUCTS | PER_ELEMENT and name not in ZERO:
-            raise UserError(f'no rule says what the operator {packet._qualified_op_name} costs: add it to the tables '
-                            'of convnext_dense/complexity.py')
+            raise UserError(
+                f'no rule says what the operator {packet._qualified_op_name} costs: add it to the tables '
+                'of convnext_dense/complexity.py'
+            )
         if name in ATTENTION_PRODUCTS:
             flops = ATTENTION_PRODUCTS[name](out, *args)
             self.attention += flops
@@ -182,8 +285,10 @@ def count_classifier(arch: str, side: int) -> Complexity:
 
 def _count(model: nn.Module, run: Callable[[nn.Module, Tensor], Any], shape: tuple[int, int]) -> Complexity:
     counter = _Counter()
-    params = {part: sum(p.numel() for p in getattr(model, part).parameters()) if hasattr(model, part) else 0
-              for part in PARTS[:2]}
+    params = {
+        part: sum(p.numel() for p in getattr(model, part).parameters()) if hasattr(model, part) else 0
+        for part in PARTS[:2]
+    }
     params['heads'] = sum(p.numel() for p in model.parameters()) - sum(params.values())
     for part in PARTS[:2]:
         if hasattr(model, part):
@@ -196,8 +301,10 @@ def _count(model: nn.Module, run: Callable[[nn.Module, Tensor], Any], shape: tup
         with torch.no_grad(), torch.device('meta'), counter:
             run(model, image)
     except RuntimeError as error:
-        raise UserError(f'{type(model).__name__} cannot be counted: it does not run on tensors without values, as '
-                        f'operators of mmcv do not ({str(error).splitlines()[0]})') from error
+        raise UserError(
+            f'{type(model).__name__} cannot be counted: it does not run on tensors without values, as '
+            f'operators of mmcv do not ({str(error).splitlines()[0]})'
+        ) from error
     return Complexity(params, {part: counter.flops[part] for part in PARTS}, counter.attention, shape)
 
 
@@ -208,8 +315,10 @@ def _run_model(model: nn.Module, image: Tensor) -> None:
         return
     roi_head = model.roi_head
     if type(roi_head).__name__ not in ('StandardRoIHead', 'CascadeRoIHead'):
-        raise UserError(f'the rule of the published tables covers StandardRoIHead and CascadeRoIHead, not '
-                        f'{type(roi_head).__name__}: give a detector with one of these')
+        raise UserError(
+            f'the rule of the published tables covers StandardRoIHead and CascadeRoIHead, not '
+            f'{type(roi_head).__name__}: give a detector with one of these'
+        )
     features = model.extract_feat(image)
     if model.with_rpn:
         model.rpn_head(features)

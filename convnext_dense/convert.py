@@ -1,4 +1,5 @@
 """Weight files from one format into another, and what is in one: the work of ``tools/convert_checkpoint.py``."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -38,16 +39,20 @@ def inspect(source: str, prefix: str | None = None, trust: bool = False) -> str:
         _, verdict = match(_model_for(chosen), tensors, chosen.prefix)
     except UserError as error:
         verdict = f'nothing: {error}'
-    return '\n'.join(f'{title:<10} {text}' for title, text in {
-        'file': source,
-        'dialect': chosen.dialect.name,
-        'prefix': repr(chosen.prefix),
-        'arguments': as_written(arguments_of(chosen.tensors)),
-        'tensors': f'{len(chosen.tensors)} of the backbone, {numbers / 1e6:.1f} million numbers',
-        'dtype': ', '.join(dtypes),
-        'norms': ', '.join(norms) or 'no output norms',
-        'licence': licence_of(source).split(': ')[-1] or 'unknown, ask where the file comes from',
-        'loads': verdict}.items())
+    return '\n'.join(
+        f'{title:<10} {text}'
+        for title, text in {
+            'file': source,
+            'dialect': chosen.dialect.name,
+            'prefix': repr(chosen.prefix),
+            'arguments': as_written(arguments_of(chosen.tensors)),
+            'tensors': f'{len(chosen.tensors)} of the backbone, {numbers / 1e6:.1f} million numbers',
+            'dtype': ', '.join(dtypes),
+            'norms': ', '.join(norms) or 'no output norms',
+            'licence': licence_of(source).split(': ')[-1] or 'unknown, ask where the file comes from',
+            'loads': verdict,
+        }.items()
+    )
 
 
 def convert(source: str, out: Path, to: str, prefix: str | None = None, trust: bool = False) -> str:
@@ -71,12 +76,22 @@ def convert(source: str, out: Path, to: str, prefix: str | None = None, trust: b
     written, unnamed = _in_dialect(chosen.tensors, to)
     lost = [name for name in unnamed if not name.startswith('norm')]
     if lost:
-        raise UserError(f'the {to} format has no name for {len(lost)} tensors of {source}: {", ".join(lost[:3])}: '
-                        'choose another format')
+        raise UserError(
+            f'the {to} format has no name for {len(lost)} tensors of {source}: {", ".join(lost[:3])}: '
+            'choose another format'
+        )
     _save(out, written, to, {name: value for name, value in chosen.tensors.items() if name not in unnamed})
-    return '\n'.join(filter(None, (
-        line, f'left out, the {to} format has no name for them: {", ".join(unnamed)}' if unnamed else '',
-        f'{out}: {len(written)} tensors in the {to} format, read back and equal bit by bit', licence_of(source))))
+    return '\n'.join(
+        filter(
+            None,
+            (
+                line,
+                f'left out, the {to} format has no name for them: {", ".join(unnamed)}' if unnamed else '',
+                f'{out}: {len(written)} tensors in the {to} format, read back and equal bit by bit',
+                licence_of(source),
+            ),
+        )
+    )
 
 
 def _find(source: str, prefix: str | None, trust: bool) -> tuple[dict[str, Tensor], Backbone]:
@@ -98,8 +113,10 @@ def _in_dialect(state: dict[str, Tensor], to: str) -> tuple[dict[str, Tensor], l
         return state, []
     written, unnamed = next(d for d in DIALECTS if d.name == TARGETS[to][0]).write(state)
     if to == 'timm' and arguments_of(state)['arch'] in TIMM_CONVOLUTIONS:
-        written = {name: value[:, :, None, None] if '.mlp.fc' in name and value.ndim == 2 else value
-                   for name, value in written.items()}
+        written = {
+            name: value[:, :, None, None] if '.mlp.fc' in name and value.ndim == 2 else value
+            for name, value in written.items()
+        }
     return written, unnamed
 
 
@@ -111,15 +128,23 @@ def _save(out: Path, written: dict[str, Tensor], to: str, expected: dict[str, Te
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.suffix == '.safetensors':
             from safetensors.torch import save_file
+
             save_file(written, new)
         else:
             torch.save(TARGETS[to][1](written), new)
         found = choose(find_backbones(tensors_of(read_file(new)))).tensors
-        wrong = [name for name, value in expected.items() if name not in found or found[name].dtype != value.dtype
-                 or not torch.equal(found[name].view(torch.uint8), value.contiguous().view(torch.uint8))]
+        wrong = [
+            name
+            for name, value in expected.items()
+            if name not in found
+            or found[name].dtype != value.dtype
+            or not torch.equal(found[name].view(torch.uint8), value.contiguous().view(torch.uint8))
+        ]
         if wrong or len(found) != len(expected):
-            raise UserError(f'{out} did not come back as it was written, from {(wrong or ["a surplus tensor"])[0]} on: '
-                            'look whether the disk is full or broken')
+            raise UserError(
+                f'{out} did not come back as it was written, from {(wrong or ["a surplus tensor"])[0]} on: '
+                'look whether the disk is full or broken'
+            )
         new.replace(out)
     finally:
         new.unlink(missing_ok=True)

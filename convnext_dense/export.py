@@ -1,4 +1,5 @@
 """A backbone, or a backbone and its neck, as an ONNX graph of any batch, height and width: ``tools/export.py``."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -45,8 +46,10 @@ def load_features(cfg: Config, checkpoint: str, with_neck: bool) -> Features:
     parts = ('backbone', 'neck') if with_neck else ('backbone',)
     for part in parts:
         if not cfg.model.get(part):
-            raise UserError(f'the model of this config ({cfg.model.type}) has no {part}: '
-                            + ('leave out --with-neck' if part == 'neck' else 'give a config whose model has one'))
+            raise UserError(
+                f'the model of this config ({cfg.model.type}) has no {part}: '
+                + ('leave out --with-neck' if part == 'neck' else 'give a config whose model has one')
+            )
     if not isinstance(cfg.model[parts[-1]], dict):
         raise UserError('the neck of this config is a list of necks: leave out --with-neck, or give a config with one')
     features = Features(*(MODELS.build(dict(cfg.model[part], init_cfg=None)) for part in parts))
@@ -76,15 +79,23 @@ def export_onnx(model: nn.Module, out: Path, in_channels: int = 3) -> None:
     free = {dim: torch.export.Dim.DYNAMIC for dim in (0, 2, 3)}
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of torch's, about its own parts
-        program = torch.onnx.export(model, (example,), dynamo=True, dynamic_shapes=(free,), verbose=False,
-                                    input_names=['image'], output_names=[f'level{i}' for i in range(levels)])
+        program = torch.onnx.export(
+            model,
+            (example,),
+            dynamo=True,
+            dynamic_shapes=(free,),
+            verbose=False,
+            input_names=['image'],
+            output_names=[f'level{i}' for i in range(levels)],
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     program.save(str(out))
 
 
 @torch.no_grad()
-def check_onnx(model: nn.Module, path: Path, in_channels: int = 3,
-               shapes: Iterable[tuple[int, int, int]] = CHECKED_SHAPES) -> float:
+def check_onnx(
+    model: nn.Module, path: Path, in_channels: int = 3, shapes: Iterable[tuple[int, int, int]] = CHECKED_SHAPES
+) -> float:
     """The largest relative difference between ``model`` and the graph in ONNX Runtime, over images of ``shapes``.
 
     Raises:
@@ -92,18 +103,23 @@ def check_onnx(model: nn.Module, path: Path, in_channels: int = 3,
         ImportError: ONNX Runtime is not installed.
     """
     import onnxruntime
+
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     generator = torch.Generator().manual_seed(0)
-    largest = 0.
+    largest = 0.0
     for batch, height, width in shapes:
         image = torch.randn(batch, in_channels, height, width, generator=generator)
         for expected, found in zip(model(image), session.run(None, {'image': image.numpy()}), strict=True):
             if tuple(expected.shape) != found.shape:
-                raise UserError(f'{path} gives {found.shape} for an image of {tuple(image.shape)}, the model gives '
-                                f'{tuple(expected.shape)}: this neck cannot be exported, leave out --with-neck')
+                raise UserError(
+                    f'{path} gives {found.shape} for an image of {tuple(image.shape)}, the model gives '
+                    f'{tuple(expected.shape)}: this neck cannot be exported, leave out --with-neck'
+                )
             difference = np.linalg.norm(found - expected.numpy()) / np.linalg.norm(expected.numpy())
             largest = max(largest, float(difference))
     if not largest <= TOLERANCE:
-        raise UserError(f'{path} differs from the model by {largest:.1e} (relative, at most {TOLERANCE:.0e} was '
-                        'wanted) and was removed: try another onnxruntime')
+        raise UserError(
+            f'{path} differs from the model by {largest:.1e} (relative, at most {TOLERANCE:.0e} was '
+            'wanted) and was removed: try another onnxruntime'
+        )
     return largest

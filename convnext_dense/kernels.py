@@ -12,6 +12,7 @@ The function computes what :meth:`Block.forward` computes op by op (the eager pa
   hidden layer is computed in parts that fit into the cache, and the weight gradient of the depthwise convolution in
   slices that oneDNN has a kernel for.
 """
+
 from __future__ import annotations
 
 import functools
@@ -34,8 +35,14 @@ CHUNK_TO_KEEP, CHUNK = 8 * 2**20, 4 * 2**20
 
 def enabled(device: torch.device) -> bool:
     """Whether blocks may run as one function: not if switched off, nor while another tool records the operations."""
-    return (os.environ.get(SWITCH) != 'eager' and device.type in ('cpu', 'cuda') and not torch.compiler.is_compiling()
-            and not torch.jit.is_tracing() and not torch.onnx.is_in_onnx_export() and not is_in_torch_dispatch_mode())
+    return (
+        os.environ.get(SWITCH) != 'eager'
+        and device.type in ('cpu', 'cuda')
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch.onnx.is_in_onnx_export()
+        and not is_in_torch_dispatch_mode()
+    )
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
@@ -71,14 +78,20 @@ def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: s
 @functools.cache
 def _onednn_is_faster(operation: str, device: str, dtype: torch.dtype, threads: int) -> bool:
     """Measured once a process, in some 100 ms: BLAS libraries differ by a factor of two between processors."""
-    if device != 'cpu' or dtype not in (torch.float32, torch.bfloat16) \
-            or not hasattr(torch.ops.mkldnn, '_linear_pointwise') \
-            or not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
+    if (
+        device != 'cpu'
+        or dtype not in (torch.float32, torch.bfloat16)
+        or not hasattr(torch.ops.mkldnn, '_linear_pointwise')
+        or not torch.backends.mkldnn.is_available()
+        or not torch.backends.mkldnn.enabled
+    ):
         return False
     x, grad = torch.ones(1024, 384, dtype=dtype), torch.ones(1024, 1536, dtype=dtype)
     weight, bias = torch.ones(1536, 384, dtype=dtype), torch.ones(1536, dtype=dtype)
-    ways = {'linear': (lambda: F.gelu(F.linear(x, weight, bias)), lambda: _onednn_linear(x, weight, bias, 'gelu')),
-            'weight gradient': (lambda: grad.t() @ x, lambda: _onednn_linear(x.t(), grad.t(), None).t())}[operation]
+    ways = {
+        'linear': (lambda: F.gelu(F.linear(x, weight, bias)), lambda: _onednn_linear(x, weight, bias, 'gelu')),
+        'weight gradient': (lambda: grad.t() @ x, lambda: _onednn_linear(x.t(), grad.t(), None).t()),
+    }[operation]
 
     def seconds(function: Callable[[], Tensor]) -> float:
         start = time.perf_counter()
@@ -104,8 +117,9 @@ def _chunks(tokens: int, like: Tensor, size: int) -> list[slice]:
     return [slice(start, start + step) for start in range(0, tokens, step)]
 
 
-def depthwise_weight_grad(x: Tensor, grad: Tensor, weight: Tensor, padding: int, dilation: int
-                          ) -> tuple[Tensor, Tensor]:
+def depthwise_weight_grad(
+    x: Tensor, grad: Tensor, weight: Tensor, padding: int, dilation: int
+) -> tuple[Tensor, Tensor]:
     """Gradients of weight (C, 1, k, k) and bias (C,) of a depthwise convolution at stride 1.
 
     Args:
@@ -116,16 +130,16 @@ def depthwise_weight_grad(x: Tensor, grad: Tensor, weight: Tensor, padding: int,
     options = ([weight.shape[0]], [1, 1], [0, 0], [dilation, dilation], False, [0, 0], weight.shape[0])
     if x.device.type != 'cpu' or side <= SLICE or dilation > 1 or x.dtype not in (torch.float32, torch.bfloat16):
         options[2][:] = [padding, padding]
-        _, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-            grad, x, weight, *options, [False, True, True])
+        _, grad_weight, grad_bias = torch.ops.aten.convolution_backward(grad, x, weight, *options, [False, True, True])
         return grad_weight, grad_bias
     padded = F.pad(x, (padding, padding, padding, padding))
     parts, grad_bias = [], None
     for left in range(0, side, SLICE):
-        columns = weight[..., left:left + SLICE]
-        part = padded[..., left:left + width + columns.shape[-1] - 1].contiguous(memory_format=torch.channels_last)
+        columns = weight[..., left : left + SLICE]
+        part = padded[..., left : left + width + columns.shape[-1] - 1].contiguous(memory_format=torch.channels_last)
         _, grad_columns, bias = torch.ops.aten.convolution_backward(
-            grad, part, columns.contiguous(), *options, [False, True, left == 0])
+            grad, part, columns.contiguous(), *options, [False, True, left == 0]
+        )
         parts.append(grad_columns)
         grad_bias = bias if left == 0 else grad_bias
     return torch.cat(parts, dim=-1), grad_bias
@@ -135,8 +149,18 @@ class ResidualBranch(torch.autograd.Function):
     """``x + branch(x)`` for the samples in ``kept``, ``x`` for the others; see the top of this file."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, kept: Tensor | None, scale: float, lean: bool, eps: float, padding: int, dilation: int,
-                dtype: torch.dtype, *params: Tensor | None) -> Tensor:
+    def forward(
+        ctx,
+        x: Tensor,
+        kept: Tensor | None,
+        scale: float,
+        lean: bool,
+        eps: float,
+        padding: int,
+        dilation: int,
+        dtype: torch.dtype,
+        *params: Tensor | None,
+    ) -> Tensor:
         """
         Args:
             x: (N, C, H, W) in channels_last memory.
@@ -185,29 +209,50 @@ class ResidualBranch(torch.autograd.Function):
                 some = normed_tokens[part]
                 before = linear(some, weight, bias) if lean else hidden[number]
                 grad_hidden = torch.ops.aten.gelu_backward(linear(tokens[part], folded_w.t()), before)
-                now = (linear_weight_grad(F.gelu(before), tokens[part]), linear_weight_grad(some, grad_hidden),
-                       grad_hidden.sum(0, dtype=wide))
+                now = (
+                    linear_weight_grad(F.gelu(before), tokens[part]),
+                    linear_weight_grad(some, grad_hidden),
+                    grad_hidden.sum(0, dtype=wide),
+                )
                 sums = [a.to(wide) for a in now] if sums is None else [a.add_(b) for a, b in zip(sums, now)]
                 grad_normed.append(linear(grad_hidden, weight.t()))
             grad_folded, grad_w1, grad_b1 = (a.to(w2.dtype) for a in sums)
             grad_folded_b = tokens.sum(0, dtype=wide).to(b2.dtype)
             grad_normed = (grad_normed[0] if len(grad_normed) == 1 else torch.cat(grad_normed)).view_as(u)
             grad_u, grad_norm_w, grad_norm_b = torch.ops.aten.native_layer_norm_backward(
-                grad_normed, u, norm_w.shape, mean, rstd, norm_w.to(dtype), norm_b.to(dtype), [True, True, True])
+                grad_normed, u, norm_w.shape, mean, rstd, norm_w.to(dtype), norm_b.to(dtype), [True, True, True]
+            )
             grad_u = grad_u.permute(0, 3, 1, 2)
             grad_inside, _, _ = torch.ops.aten.convolution_backward(
-                grad_u, inside, conv_w.to(dtype), None, [1, 1], [padding] * 2, [dilation] * 2, False, [0, 0],
-                inside.shape[1], [True, False, False])
+                grad_u,
+                inside,
+                conv_w.to(dtype),
+                None,
+                [1, 1],
+                [padding] * 2,
+                [dilation] * 2,
+                False,
+                [0, 0],
+                inside.shape[1],
+                [True, False, False],
+            )
             grad_conv_w, grad_conv_b = depthwise_weight_grad(inside, grad_u, conv_w, padding, dilation)
-        grad_x = grad_out + grad_inside if kept is None else \
-            grad_out.index_add(0, kept, grad_inside.to(grad_out.dtype))
+        grad_x = grad_out + grad_inside if kept is None else grad_out.index_add(0, kept, grad_inside.to(grad_out.dtype))
         grad_gamma, factor, column = None, scale, scale
         if gamma is not None:  # never divides by gamma, which may be 0
             grad_gamma = (scale * (torch.linalg.vecdot(w2, grad_folded) + b2 * grad_folded_b)).to(gamma.dtype)
             factor = scale * gamma
             column = factor[:, None]
-        grads = (grad_conv_w, grad_conv_b, grad_norm_w, grad_norm_b, grad_w1, grad_b1, grad_folded.mul_(column),
-                 grad_folded_b * factor)
+        grads = (
+            grad_conv_w,
+            grad_conv_b,
+            grad_norm_w,
+            grad_norm_b,
+            grad_w1,
+            grad_b1,
+            grad_folded.mul_(column),
+            grad_folded_b * factor,
+        )
         return (grad_x.to(x_dtype), *[None] * 7, *(g.to(p.dtype) for g, p in zip(grads, params)), grad_gamma)
 
 
@@ -244,8 +289,7 @@ def _depthwise(x: Tensor, weight: Tensor, bias: Tensor, padding: int, dilation: 
     return F.conv2d(x, weight, bias, padding=padding, dilation=dilation, groups=x.shape[1]).permute(0, 2, 3, 1)
 
 
-def fold(weight: Tensor, bias: Tensor, gamma: Tensor | None, scale: float, dtype: torch.dtype
-         ) -> tuple[Tensor, Tensor]:
+def fold(weight: Tensor, bias: Tensor, gamma: Tensor | None, scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Weight (O, I) and bias (O,) of a Linear with ``scale * gamma`` times its output."""
     if gamma is None:
         return (weight * scale).to(dtype), (bias * scale).to(dtype)

@@ -2,6 +2,7 @@
 
 ``tools/train.py`` and ``tools/test.py`` are the command lines of this module, one pair for mmdet and mmseg.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -38,13 +39,24 @@ def common_arguments(description: str) -> argparse.ArgumentParser:
     """The options that training and testing share, named as in mmdet's and mmseg's tools."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('config', help='config file')
-    parser.add_argument('--work-dir', help='folder for logs, checkpoints and metrics.json; default '
-                        'work_dirs/NAME_OF_THE_CONFIG')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
-                        help='change the config, as in model.backbone.init_cfg=None or key="[(a,b),(c,d)]"; '
-                        'data_root=FOLDER moves everything that the config reads below its data_root')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
-                        help='how several processes were started')
+    parser.add_argument(
+        '--work-dir', help='folder for logs, checkpoints and metrics.json; default work_dirs/NAME_OF_THE_CONFIG'
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='change the config, as in model.backbone.init_cfg=None or key="[(a,b),(c,d)]"; '
+        'data_root=FOLDER moves everything that the config reads below its data_root',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how several processes were started',
+    )
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed.launch')
     return parser
 
@@ -63,8 +75,10 @@ def train(args: argparse.Namespace) -> None:
             cfg.optim_wrapper.setdefault('dtype', 'bfloat16')  # who asks for it shall have it
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
-            raise UserError(f'--auto-scale-lr needs the batch that the rate of {args.config} was made for: add '
-                            '--cfg-options auto_scale_lr.base_batch_size=16')
+            raise UserError(
+                f'--auto-scale-lr needs the batch that the rate of {args.config} was made for: add '
+                '--cfg-options auto_scale_lr.base_batch_size=16'
+            )
         cfg.auto_scale_lr.enable = True
     if args.resume:
         cfg.resume = True
@@ -103,8 +117,10 @@ def errors_as_sentences() -> Iterator[None]:
         sys.exit(f'error: {error}')
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0] if str(error) else 'not a checkpoint'
-        sys.exit(f'error: the checkpoint cannot be read safely, it is damaged or holds more than tensors ({reason}): '
-                 'give another file, or save this one again as a plain state dict')
+        sys.exit(
+            f'error: the checkpoint cannot be read safely, it is damaged or holds more than tensors ({reason}): '
+            'give another file, or save this one again as a plain state dict'
+        )
 
 
 def fit_to_machine(cfg: Config, launcher: str) -> list[str]:
@@ -117,14 +133,21 @@ def fit_to_machine(cfg: Config, launcher: str) -> list[str]:
         wrapper['type'] = 'CPUAmpOptimWrapper' if half else 'OptimWrapper'
         for key in ('loss_scale', 'dtype', 'use_fsdp'):
             wrapper.pop(key, None)
-        lines.append('no GPU here: mixed precision in bfloat16 by CPUAmpOptimWrapper' if half else
-                     'no GPU here: mixed precision in float16 (AmpOptimWrapper) runs as fp32; --amp gives bfloat16')
+        lines.append(
+            'no GPU here: mixed precision in bfloat16 by CPUAmpOptimWrapper'
+            if half
+            else 'no GPU here: mixed precision in float16 (AmpOptimWrapper) runs as fp32; --amp gives bfloat16'
+        )
     if (on_cpu or launcher == 'none') and _replace_sync_bn(cfg.model):
         lines.append('no GPU here: SyncBN runs as BN' if on_cpu else 'one process: SyncBN runs as BN')
     if on_cpu and launcher != 'none' and 'model_wrapper_cfg' not in cfg and 'strategy' not in cfg:
         # mmengine's own wrapping names a GPU.
-        cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None,
-                                     find_unused_parameters=cfg.get('find_unused_parameters', False))
+        cfg.model_wrapper_cfg = dict(
+            type='MMDistributedDataParallel',
+            broadcast_buffers=False,
+            device_ids=None,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+        )
     return lines
 
 
@@ -138,8 +161,10 @@ def use_test_time_augmentation(cfg: Config) -> None:
     """
     if 'decode_head' not in cfg.model:
         if 'mask_head' in str(cfg.model):
-            raise UserError('--tta: mmdet can merge boxes of augmented images, but not masks, so a detector with masks '
-                            'has no such test: leave out --tta')
+            raise UserError(
+                '--tta: mmdet can merge boxes of augmented images, but not masks, so a detector with masks '
+                'has no such test: leave out --tta'
+            )
         if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
             raise UserError('--tta: the config defines no tta_model and tta_pipeline: add them or leave out --tta')
         cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
@@ -148,32 +173,40 @@ def use_test_time_augmentation(cfg: Config) -> None:
     pipeline = cfg.test_dataloader.dataset.pipeline
     at = [i for i, step in enumerate(pipeline) if step.type == 'Resize' and 'scale' in step]
     if len(at) != 1:
-        raise UserError(f'--tta scales the Resize(scale=...) of the test pipeline, which has {len(at)} of them: '
-                        'give it one')
-    before, resize, after = pipeline[:at[0]], pipeline[at[0]], pipeline[at[0] + 1:]
+        raise UserError(
+            f'--tta scales the Resize(scale=...) of the test pipeline, which has {len(at)} of them: give it one'
+        )
+    before, resize, after = pipeline[: at[0]], pipeline[at[0]], pipeline[at[0] + 1 :]
     scales = [tuple(int(side * ratio) for side in resize.scale) for ratio in TTA_RATIOS]
     cfg.test_dataloader.dataset.pipeline = [
         *before,
-        dict(type='TestTimeAug', transforms=[
-            [dict(resize, scale=scale) for scale in scales],
-            [dict(type='RandomFlip', prob=prob, direction='horizontal') for prob in (0., 1.)],
-            *([step] for step in after)])]
+        dict(
+            type='TestTimeAug',
+            transforms=[
+                [dict(resize, scale=scale) for scale in scales],
+                [dict(type='RandomFlip', prob=prob, direction='horizontal') for prob in (0.0, 1.0)],
+                *([step] for step in after),
+            ],
+        ),
+    ]
     cfg.model.test_cfg = ConfigDict(mode='whole')
     cfg.model = ConfigDict(cfg.get('tta_model') or dict(type='SegTTAModel'), module=cfg.model)
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> str:
     """A few lines for people out of mmengine's metrics."""
+
     def row(title: str, values: list) -> str:
         # COCO says -1 where there is nothing to measure.
-        cells = [value if isinstance(value, str) else '-' if value in (None, -1) else f'{value:.4g}'
-                 for value in values]
+        cells = [
+            value if isinstance(value, str) else '-' if value in (None, -1) else f'{value:.4g}' for value in values
+        ]
         return f'{title:<6}' + ''.join(f'{cell:>8}' for cell in cells)
 
     columns = {'AP': '', 'AP50': '_50', 'AP75': '_75', 'AP_S': '_s', 'AP_M': '_m', 'AP_L': '_l'}
     rows = []
     for title, kind in (('box', 'bbox'), ('mask', 'segm')):
-        prefix = next((key[:-len('mAP')] for key in metrics if key.endswith(f'{kind}_mAP')), None)
+        prefix = next((key[: -len('mAP')] for key in metrics if key.endswith(f'{kind}_mAP')), None)
         if prefix is not None:
             rows.append(row(title, [metrics.get(f'{prefix}mAP{suffix}') for suffix in columns.values()]))
     if rows:
@@ -186,6 +219,7 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
 
 class MetricsHook(Hook):
     """Keeps the metrics of the last validation or test."""
+
     metrics: dict[str, float] | None = None
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
@@ -200,8 +234,12 @@ def _nothing_detected(evaluator: Evaluator) -> dict[str, float] | None:
     coco = [metric for metric in evaluator.metrics if type(metric).__name__ == 'CocoMetric']
     if coco:
         print('\nno detection reached the score threshold (test_cfg.rcnn.score_thr): every AP is 0')
-    return {f'{metric.prefix}/{kind}_{name}': 0. for metric in coco for kind in metric.metrics
-            for name in ('mAP', 'mAP_50', 'mAP_75')} or None
+    return {
+        f'{metric.prefix}/{kind}_{name}': 0.0
+        for metric in coco
+        for kind in metric.metrics
+        for name in ('mAP', 'mAP_50', 'mAP_75')
+    } or None
 
 
 @only_safe_loading()
@@ -259,7 +297,7 @@ def _moved(value: Any, old: str, new: str) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(_moved(item, old, new) for item in value)
     if isinstance(value, str) and (value == old or value.startswith(old + '/')):
-        return new + value[len(old):]
+        return new + value[len(old) :]
     return value
 
 
@@ -280,7 +318,8 @@ def _check_data(cfg: Config, splits: tuple[str, ...]) -> None:
                     raise UserError(
                         f'the {split} data {path} do not exist: set {DATA_VARIABLE}=FOLDER, the folder that holds '
                         'coco/ and ade/, or --cfg-options data_root=FOLDER; the README says how data are laid out and '
-                        'how convnext_dense.sample_data makes a small set to try')
+                        'how convnext_dense.sample_data makes a small set to try'
+                    )
 
 
 def _leaf_datasets(dataset: Mapping) -> Iterator[Mapping]:
@@ -296,11 +335,14 @@ def check_toolkit(scope: str) -> None:
     """Raise a UserError where mmcv with operators or the toolkit ``scope`` with its models cannot be imported."""
     with _install_errors():
         import mmcv
+
         try:
             importlib.import_module('mmcv._ext')
         except ImportError as error:
-            raise UserError(f'mmcv {mmcv.__version__} is installed without its compiled operators ({error}): '
-                            f'`pip uninstall mmcv`, then {INSTALL_MMCV}') from error
+            raise UserError(
+                f'mmcv {mmcv.__version__} is installed without its compiled operators ({error}): '
+                f'`pip uninstall mmcv`, then {INSTALL_MMCV}'
+            ) from error
         importlib.import_module(scope)
         if importlib.util.find_spec(f'{scope}.models'):
             importlib.import_module(f'{scope}.models')
@@ -308,18 +350,26 @@ def check_toolkit(scope: str) -> None:
 
 # What a mixed-up environment says, and what mends it.
 INSTALL_PROBLEMS = (
-    (r'MMCV==(\S+) is used but incompatible.*?(mmcv>=\S+?),? (<\S+\d)',
-     rf'mmcv \1 is installed, the toolkit wants \2, \3: `pip uninstall mmcv`, then {INSTALL_MMCV}'),
-    (r'MMEngine==(\S+) is used but incompatible.*?(mmengine>=\S+?),? (<\S+\d)',
-     r"mmengine \1 is installed, the toolkit wants \2, \3: pip install 'mmengine>=0.10.7,<1'"),
+    (
+        r'MMCV==(\S+) is used but incompatible.*?(mmcv>=\S+?),? (<\S+\d)',
+        rf'mmcv \1 is installed, the toolkit wants \2, \3: `pip uninstall mmcv`, then {INSTALL_MMCV}',
+    ),
+    (
+        r'MMEngine==(\S+) is used but incompatible.*?(mmengine>=\S+?),? (<\S+\d)',
+        r"mmengine \1 is installed, the toolkit wants \2, \3: pip install 'mmengine>=0.10.7,<1'",
+    ),
     (r"No module named 'mmcv'", f'mmcv is not installed: {INSTALL_MMCV}'),
-    (r"No module named '(?:mmdet|mmseg)'|(?:mmdet|mmseg|mmsegmentation) is not installed",
-     "the toolkit of this config is not installed: `make install`, or pip install 'convnext-dense[openmmlab]' and "
-     '`python tools/install_mmcv.py`'),
+    (
+        r"No module named '(?:mmdet|mmseg)'|(?:mmdet|mmseg|mmsegmentation) is not installed",
+        "the toolkit of this config is not installed: `make install`, or pip install 'convnext-dense[openmmlab]' and "
+        '`python tools/install_mmcv.py`',
+    ),
     (r"No module named 'pkg_resources'", "setuptools is too new for this toolkit: pip install 'setuptools<80'"),
     (r"No module named '(ftfy|regex)'", r'mmsegmentation needs \1: pip install \1'),
-    (r'torchvision::nms does not exist',
-     'torch and torchvision do not belong together: install the pair of constraints.txt, or `make clean install`'),
+    (
+        r'torchvision::nms does not exist',
+        'torch and torchvision do not belong together: install the pair of constraints.txt, or `make clean install`',
+    ),
     (r'Adafactor is already registered', "this mmengine is too old for this torch: pip install 'mmengine>=0.10.7'"),
 )
 

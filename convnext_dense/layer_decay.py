@@ -1,4 +1,5 @@
 """Layer-wise learning-rate decay by the official ConvNeXt rule, as an optimizer-wrapper constructor."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -47,29 +48,38 @@ class ConvNeXtLayerDecayConstructor(DefaultOptimWrapperConstructor):
         self.num_layers = cfg.pop('num_layers', None)
         self.custom_keys = cfg.pop('custom_keys', {})
         if cfg:
-            raise UserError(f'paramwise_cfg has {sorted(cfg)}, which {type(self).__name__} does not know: use '
-                            'decay_type, decay_rate, num_layers, custom_keys')
+            raise UserError(
+                f'paramwise_cfg has {sorted(cfg)}, which {type(self).__name__} does not know: use '
+                'decay_type, decay_rate, num_layers, custom_keys'
+            )
         if self.decay_type not in DECAY_TYPES:
             raise UserError(f'paramwise_cfg has decay_type={self.decay_type!r}: use one of {DECAY_TYPES}')
         if not 0 < self.decay_rate <= 1:
-            raise UserError(f'paramwise_cfg has decay_rate={self.decay_rate}, which would raise the learning rate of '
-                            'early layers above the base rate or stop them: use 0 < decay_rate <= 1')
+            raise UserError(
+                f'paramwise_cfg has decay_rate={self.decay_rate}, which would raise the learning rate of '
+                'early layers above the base rate or stop them: use 0 < decay_rate <= 1'
+            )
         if self.base_lr is None:
-            raise UserError('layer decay scales the learning rate of the optimizer, which has none: set '
-                            'optim_wrapper.optimizer.lr')
+            raise UserError(
+                'layer decay scales the learning rate of the optimizer, which has none: set optim_wrapper.optimizer.lr'
+            )
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         groups = self.param_groups(model)
         self._log_table(groups)
         params = [{key: value for key, value in group.items() if key not in ('layers', 'size')} for group in groups]
         optimizer = self._build_optimizer(params)
-        return OPTIM_WRAPPERS.build({'type': 'OptimWrapper', **self.optim_wrapper_cfg},
-                                    default_args=dict(optimizer=optimizer))
+        return OPTIM_WRAPPERS.build(
+            {'type': 'OptimWrapper', **self.optim_wrapper_cfg}, default_args=dict(optimizer=optimizer)
+        )
 
     def _build_optimizer(self, params: list[dict]) -> Optimizer:
         devices = {param.device.type for group in params for param in group['params']}
-        if self.optimizer_cfg['type'] in ('Adam', 'AdamW') and devices <= {'cpu', 'cuda'} \
-                and not {'fused', 'foreach'} & set(self.optimizer_cfg):
+        if (
+            self.optimizer_cfg['type'] in ('Adam', 'AdamW')
+            and devices <= {'cpu', 'cuda'}
+            and not {'fused', 'foreach'} & set(self.optimizer_cfg)
+        ):
             with suppress(RuntimeError):  # torch before 2.4 has no fused kernel for CPUs
                 return OPTIMIZERS.build(dict(self.optimizer_cfg, params=[dict(group) for group in params], fused=True))
         return OPTIMIZERS.build(dict(self.optimizer_cfg, params=params))
@@ -79,15 +89,22 @@ class ConvNeXtLayerDecayConstructor(DefaultOptimWrapperConstructor):
         inner = getattr(model, 'module', model)
         with whole_parameters(model):  # shards are flat
             shapes = {_own_name(name): param.shape for name, param in inner.named_parameters()}
-        backbones = {_own_name(f'{name}.') if name else '': module for name, module in inner.named_modules()
-                     if isinstance(module, (ConvNeXt, ConvNeXtSharedHead))}
+        backbones = {
+            _own_name(f'{name}.') if name else '': module
+            for name, module in inner.named_modules()
+            if isinstance(module, (ConvNeXt, ConvNeXtSharedHead))
+        }
         if not backbones:
-            raise UserError(f'{type(self).__name__} found no ConvNeXt in {type(model).__name__}: use the default '
-                            'constructor for this model (remove optim_wrapper.constructor)')
+            raise UserError(
+                f'{type(self).__name__} found no ConvNeXt in {type(model).__name__}: use the default '
+                'constructor for this model (remove optim_wrapper.constructor)'
+            )
         for prefix, backbone in backbones.items():
             if self.num_layers not in (None, backbone.num_layers):
-                raise UserError(f'paramwise_cfg has num_layers={self.num_layers}, the ConvNeXt at '
-                                f'{prefix.rstrip(".") or "the top"!r} has {backbone.num_layers}: leave num_layers out')
+                raise UserError(
+                    f'paramwise_cfg has num_layers={self.num_layers}, the ConvNeXt at '
+                    f'{prefix.rstrip(".") or "the top"!r} has {backbone.num_layers}: leave num_layers out'
+                )
         unmatched = set(self.custom_keys)
         groups: dict[tuple, dict] = {}
         for name, param in inner.named_parameters():
@@ -95,32 +112,40 @@ class ConvNeXtLayerDecayConstructor(DefaultOptimWrapperConstructor):
                 continue
             name = _own_name(name)
             if name.endswith('_flat_param'):
-                raise UserError('FSDP gave the parameters of whole modules as one, layer decay needs them one by one: '
-                                'set strategy.model_wrapper.use_orig_params=True')
+                raise UserError(
+                    'FSDP gave the parameters of whole modules as one, layer decay needs them one by one: '
+                    'set strategy.model_wrapper.use_orig_params=True'
+                )
             prefix = next((prefix for prefix in backbones if name.startswith(prefix)), None)
-            layer, scale = 'outside', 1.
+            layer, scale = 'outside', 1.0
             if prefix is not None:
                 backbone = backbones[prefix]
-                layer = backbone.layer_id(name[len(prefix):], self.decay_type)
-                scale = self.decay_rate**(backbone.num_layers + 1 - layer)
+                layer = backbone.layer_id(name[len(prefix) :], self.decay_type)
+                scale = self.decay_rate ** (backbone.num_layers + 1 - layer)
                 if scale > 1:
-                    raise UserError(f'layer id {layer} of {name} is above num_layers + 1 = {backbone.num_layers + 1} '
-                                    'and would raise its learning rate above the base rate: mend layer_id')
-            weight_decay = 0. if len(shapes[name]) <= 1 or name.endswith('.bias') else self.base_wd
+                    raise UserError(
+                        f'layer id {layer} of {name} is above num_layers + 1 = {backbone.num_layers + 1} '
+                        'and would raise its learning rate above the base rate: mend layer_id'
+                    )
+            weight_decay = 0.0 if len(shapes[name]) <= 1 or name.endswith('.bias') else self.base_wd
             custom = self._custom(name, unmatched)
-            settings = {'lr': self.base_lr * scale * custom.pop('lr_mult', 1.)}
-            decay_mult = custom.pop('decay_mult', 1.)
+            settings = {'lr': self.base_lr * scale * custom.pop('lr_mult', 1.0)}
+            decay_mult = custom.pop('decay_mult', 1.0)
             if weight_decay is not None:
                 settings['weight_decay'] = weight_decay * decay_mult
             settings.update(custom)
-            group = groups.setdefault(tuple(sorted((key, repr(value)) for key, value in settings.items())),
-                                      {'params': [], 'layers': set(), 'size': 0, **settings})
+            group = groups.setdefault(
+                tuple(sorted((key, repr(value)) for key, value in settings.items())),
+                {'params': [], 'layers': set(), 'size': 0, **settings},
+            )
             group['params'].append(param)
             group['layers'].add(layer)
             group['size'] += shapes[name].numel()
         if unmatched:
-            raise UserError(f'custom_keys {sorted(unmatched)} of paramwise_cfg match no trainable parameter: correct '
-                            'them or take them out')
+            raise UserError(
+                f'custom_keys {sorted(unmatched)} of paramwise_cfg match no trainable parameter: correct '
+                'them or take them out'
+            )
         return list(groups.values())
 
     def _custom(self, name: str, unmatched: set[str]) -> dict:
@@ -131,17 +156,21 @@ class ConvNeXtLayerDecayConstructor(DefaultOptimWrapperConstructor):
 
     def _log_table(self, groups: list[Mapping]) -> None:
         """One row a learning rate: a table that stays short for deep archs."""
-        rows = [f'layer decay: {self.decay_type}, rate {self.decay_rate}, base lr {self.base_lr:g}, weight decay '
-                f'{self.base_wd}, {len(groups)} parameter groups',
-                f'{"layer":>14} {"lr":>11} {"tensors decayed":>16} {"not decayed":>12} {"parameters":>12}']
+        rows = [
+            f'layer decay: {self.decay_type}, rate {self.decay_rate}, base lr {self.base_lr:g}, weight decay '
+            f'{self.base_wd}, {len(groups)} parameter groups',
+            f'{"layer":>14} {"lr":>11} {"tensors decayed":>16} {"not decayed":>12} {"parameters":>12}',
+        ]
         for lr in sorted({group['lr'] for group in groups}):
             same = [group for group in groups if group['lr'] == lr]
             layers = set().union(*(group['layers'] for group in same))
             names = ', '.join(map(str, sorted(layers, key=lambda layer: (isinstance(layer, str), layer))))
             decayed = sum(len(group['params']) for group in same if group.get('weight_decay') != 0)
-            rows.append(f'{names:>14} {lr:>11.4g} {decayed:>16} '
-                        f'{sum(len(group["params"]) for group in same) - decayed:>12} '
-                        f'{sum(group["size"] for group in same):>12,}')
+            rows.append(
+                f'{names:>14} {lr:>11.4g} {decayed:>16} '
+                f'{sum(len(group["params"]) for group in same) - decayed:>12} '
+                f'{sum(group["size"] for group in same):>12,}'
+            )
         print_log('\n'.join(rows), logger='current')
 
 

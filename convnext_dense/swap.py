@@ -5,6 +5,7 @@ are run on such features too, and their gradients say which of them they use. Co
 the features with the same strides, every number of channels that was the old one's becomes ours, and what comes out is
 built and run once more: a neck or head that would receive other strides than before is an error, never a config.
 """
+
 from __future__ import annotations
 
 import copy
@@ -30,16 +31,21 @@ DIVISOR = 32  # of ConvNeXt's last stage
 ROI_SIZE = 14
 DEVICES = ('meta', 'cpu')  # on the first one nothing is computed, but not everything runs there
 SIZE, LARGER_SIZE = 128, 512  # of the images that modules are run on
-LINE, FLAT, CELL = 120, -10**6, 60  # width of a config, of one line at any length, of a cell in the table
+LINE, FLAT, CELL = 120, -(10**6), 60  # width of a config, of one line at any length, of a cell in the table
 SEGMENTATION_HEADS = ('decode_head', 'auxiliary_head')
 NO_CONSUMERS = ('data_preprocessor', 'train_cfg', 'test_cfg', 'init_cfg', 'language_model', 'pretrained')
 CLASSIFIERS = ('mmpretrain', 'mmcls')
 CONVNEXTS = ('mmpretrain.ConvNeXt', 'mmcls.ConvNeXt')
 # What --recipe sets, for each arch: rate of layer decay and drop path of the Cascade Mask R-CNN recipes, drop path of
 # the UperNet recipes. Other archs as tiny.
-RECIPES = {'tiny': (.7, .4, .4), 'small': (.7, .6, .3), 'base': (.8, .7, .4), 'large': (.7, .7, .4),
-           'xlarge': (.7, .8, .4)}
-RECIPE_LR, RECIPE_BATCH, STAGE_WISE_RATE = 1e-4, 16, .9
+RECIPES = {
+    'tiny': (0.7, 0.4, 0.4),
+    'small': (0.7, 0.6, 0.3),
+    'base': (0.8, 0.7, 0.4),
+    'large': (0.7, 0.7, 0.4),
+    'xlarge': (0.7, 0.8, 0.4),
+}
+RECIPE_LR, RECIPE_BATCH, STAGE_WISE_RATE = 1e-4, 16, 0.9
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,7 @@ class Feature:
         shape: (N, C, H, W), or (N, C) where it is pooled.
         stride: In pixels of the image; None where it is pooled or no whole number.
     """
+
     shape: tuple[int, ...]
     stride: int | None
 
@@ -58,8 +65,9 @@ class Feature:
         return self.shape[1]
 
 
-def swap_backbone(cfg: Config | str | Path, arch: str | dict | None = None, weights: str | None = None,
-                  recipe: bool = False) -> Config:
+def swap_backbone(
+    cfg: Config | str | Path, arch: str | dict | None = None, weights: str | None = None, recipe: bool = False
+) -> Config:
     """A copy of a config in which every backbone is a ConvNeXt.
 
     Args:
@@ -85,8 +93,9 @@ class Swap:
         notes: What a reader of the changes should know.
     """
 
-    def __init__(self, cfg: Config | str | Path, arch: str | dict | None = None, weights: str | None = None,
-                 recipe: bool = False) -> None:
+    def __init__(
+        self, cfg: Config | str | Path, arch: str | dict | None = None, weights: str | None = None, recipe: bool = False
+    ) -> None:
         self.source = cfg if isinstance(cfg, (str, Path)) else cfg.filename
         self.before = cfg if isinstance(cfg, Config) else read(cfg)
         self.cfg = copy.deepcopy(self.before)
@@ -97,8 +106,10 @@ class Swap:
         if 'model' not in self.cfg:
             raise UserError(f'{self.source} holds no model: give a config that trains one')
         if not isinstance(self.cfg.model, dict) or not isinstance(self.cfg.model.get('type'), str):
-            raise UserError(f'{self.source} is a new-style config, whose types are Python objects: give one with '
-                            "types as text (Config.fromfile(...).dump('flat.py') writes it so)")
+            raise UserError(
+                f'{self.source} is a new-style config, whose types are Python objects: give one with '
+                "types as text (Config.fromfile(...).dump('flat.py') writes it so)"
+            )
         scope = self.cfg.get('default_scope') or 'mmengine'
         _import_models(scope, self.cfg)
         with DefaultScope.overwrite_default_scope(scope):
@@ -110,8 +121,9 @@ class Swap:
             raise UserError(f'the model {self.cfg.model.type} has no backbone= that could be exchanged')
         for path, _, _ in sites:
             if any(part.endswith('neck') for part in path):
-                raise UserError(f'{".".join(path)} sits inside a neck, which feeds it a second input: ConvNeXt takes '
-                                'an image alone')
+                raise UserError(
+                    f'{".".join(path)} sits inside a neck, which feeds it a second input: ConvNeXt takes an image alone'
+                )
         self.swapped = [_Site(self, '.'.join(path), owner, key).swap(scope) for path, owner, key in sites]
         self._preprocessing()
         self._old_weights()
@@ -129,8 +141,9 @@ class Swap:
             old_mean = cfg.get('mean')
             swap_channels = 'to_rgb' if 'to_rgb' in cfg else 'bgr_to_rgb'
             if old_mean is not None and len(old_mean) != 3:
-                self.notes.append(f'the mean of {len(old_mean)} channels in data_preprocessor stays: ConvNeXt was '
-                                  'trained with RGB')
+                self.notes.append(
+                    f'the mean of {len(old_mean)} channels in data_preprocessor stays: ConvNeXt was trained with RGB'
+                )
                 continue
             cfg.update({'mean': list(MEAN), 'std': list(STD), swap_channels: True})
             cfg.pop('rgb_to_bgr', None)
@@ -150,28 +163,39 @@ class Swap:
         if self.cfg.get('load_from'):
             self.notes.append(f'load_from={self.cfg.load_from} was of the old model: removed')
             self.cfg.load_from = None
-        places = [(name, part) for name, part in _dicts(self.cfg.model)
-                  if not any(name == site.place or name.startswith(f'{site.place}.') for site in self.swapped)]
+        places = [
+            (name, part)
+            for name, part in _dicts(self.cfg.model)
+            if not any(name == site.place or name.startswith(f'{site.place}.') for site in self.swapped)
+        ]
         for name, part in places:
             # Weights of the whole model around a backbone, or of the backbone alone.
             if any(site.place.startswith(f'{name}.' if name else '') for site in self.swapped):
                 if part.get('pretrained'):
                     part.pretrained = None
                 if _is_pretrained(part.get('init_cfg')):
-                    self.notes.append(f'{".".join(filter(None, ("model", name, "init_cfg")))} loads weights of the '
-                                      'old model: removed')
+                    self.notes.append(
+                        f'{".".join(filter(None, ("model", name, "init_cfg")))} loads weights of the old model: removed'
+                    )
                     part.init_cfg = None
             if part.get('teacher_ckpt') and 'teacher_backbone' in part:
-                self.notes.append('teacher_ckpt was of the old teacher: removed; give one with ConvNeXt, or this '
-                                  'trains with a random teacher')
+                self.notes.append(
+                    'teacher_ckpt was of the old teacher: removed; give one with ConvNeXt, or this '
+                    'trains with a random teacher'
+                )
                 part.teacher_ckpt = None
         if not self.weights and not any(site.keeps_weights for site in self.swapped):
-            self.notes.append('no weights were given: the backbone starts at random; --weights convnext_tiny_1k_224 '
-                              '(a name, path or URL) or model.backbone.init_cfg change that')
+            self.notes.append(
+                'no weights were given: the backbone starts at random; --weights convnext_tiny_1k_224 '
+                '(a name, path or URL) or model.backbone.init_cfg change that'
+            )
 
     def _imports(self) -> None:
-        imports = [name for name in _custom_imports(self.cfg)
-                   if name.split('.')[0] not in CLASSIFIERS or _types_of(self.cfg._cfg_dict, name.split('.')[0])]
+        imports = [
+            name
+            for name in _custom_imports(self.cfg)
+            if name.split('.')[0] not in CLASSIFIERS or _types_of(self.cfg._cfg_dict, name.split('.')[0])
+        ]
         if 'convnext_dense' not in imports:
             imports.append('convnext_dense')
         old = self.cfg.get('custom_imports') or {}
@@ -180,8 +204,9 @@ class Swap:
     def _build(self) -> nn.Module | None:
         """The whole model, whose parameters an optimizer would get; None where the environment lacks parts of it."""
         if 'language_model' in self.cfg.model:
-            self.notes.append('the language model, which comes from a hub, was not built: backbone, neck and channels '
-                              'were checked')
+            self.notes.append(
+                'the language model, which comes from a hub, was not built: backbone, neck and channels were checked'
+            )
             return None
         try:
             return build(self.cfg.model)
@@ -189,8 +214,10 @@ class Swap:
             try:
                 build(self.before.model)
             except Exception as old_error:
-                self.notes.append('the whole model could not be built here, neither before nor after '
-                                  f'({_short(old_error)}): backbone, neck and channels were checked')
+                self.notes.append(
+                    'the whole model could not be built here, neither before nor after '
+                    f'({_short(old_error)}): backbone, neck and channels were checked'
+                )
                 return None
             raise UserError(f'{self.cfg.model.type} cannot be built around a ConvNeXt: {_short(error)}') from error
 
@@ -209,16 +236,21 @@ class Swap:
                 wrapper.constructor = 'ConvNeXtLayerDecayConstructor'
                 wrapper.paramwise_cfg = {key: value for key, value in paramwise.items() if key != 'num_layers'}
             else:
-                self.notes.append(f'{wrapper.get("constructor")} counted layers of the old backbone: removed; '
-                                  '--recipe sets layer decay for ConvNeXt')
+                self.notes.append(
+                    f'{wrapper.get("constructor")} counted layers of the old backbone: removed; '
+                    '--recipe sets layer decay for ConvNeXt'
+                )
                 wrapper.pop('constructor', None)
                 wrapper.pop('paramwise_cfg', None)
         if 'custom_keys' in (wrapper.get('paramwise_cfg') or {}):
             old_names = [name for site in self.swapped for name in site.old_parameters]
             new_names = names or [name for site in self.swapped for name in site.new_parameters]
-            gone = [key for key in wrapper.paramwise_cfg.custom_keys
-                    if not any(key in name for name in new_names)
-                    and (names is not None or any(key in name for name in old_names))]
+            gone = [
+                key
+                for key in wrapper.paramwise_cfg.custom_keys
+                if not any(key in name for name in new_names)
+                and (names is not None or any(key in name for name in old_names))
+            ]
             for key in gone:
                 del wrapper.paramwise_cfg.custom_keys[key]
         if self.recipe:
@@ -230,24 +262,33 @@ class Swap:
         batch = (self.cfg.get('auto_scale_lr') or {}).get('base_batch_size', RECIPE_BATCH)
         lr = RECIPE_LR * batch / RECIPE_BATCH
         old_lr = (wrapper.get('optimizer') or {}).get('lr')
-        custom_keys = {key: value for key, value in (wrapper.get('paramwise_cfg') or {}).get('custom_keys', {}).items()
-                       if names and any(key in name for name in names) and not
-                       any(key in name and name.startswith(site.place) for name in names for site in self.swapped)}
+        custom_keys = {
+            key: value
+            for key, value in (wrapper.get('paramwise_cfg') or {}).get('custom_keys', {}).items()
+            if names
+            and any(key in name for name in names)
+            and not any(key in name and name.startswith(site.place) for name in names for site in self.swapped)
+        }
         wrapper.constructor = 'ConvNeXtLayerDecayConstructor'
-        wrapper.paramwise_cfg = dict(decay_type='stage_wise', decay_rate=STAGE_WISE_RATE) if self.is_segmentor else \
-            dict(decay_type='layer_wise', decay_rate=rate)
+        wrapper.paramwise_cfg = (
+            dict(decay_type='stage_wise', decay_rate=STAGE_WISE_RATE)
+            if self.is_segmentor
+            else dict(decay_type='layer_wise', decay_rate=rate)
+        )
         if custom_keys:
             wrapper.paramwise_cfg.custom_keys = custom_keys
-        wrapper.optimizer = dict(type='AdamW', lr=lr, betas=(.9, .999), weight_decay=.05)
+        wrapper.optimizer = dict(type='AdamW', lr=lr, betas=(0.9, 0.999), weight_decay=0.05)
         wrapper.type, wrapper.loss_scale = 'AmpOptimWrapper', 'dynamic'
         # An absolute last rate such as 1e-4 of SGD would be the whole rate of AdamW.
         schedulers = self.cfg.get('param_scheduler')
         for scheduler in schedulers if isinstance(schedulers, list) else [schedulers] if schedulers else []:
             if scheduler.get('eta_min') and old_lr:
                 scheduler.eta_min = scheduler.eta_min * lr / old_lr
-        self.notes.append(f'learning rate {lr:g} for {batch} images an iteration: scale it to yours with '
-                          '--auto-scale-lr' if 'base_batch_size' in (self.cfg.get('auto_scale_lr') or {}) else
-                          f'learning rate {lr:g} for {batch} images an iteration: scale it to yours')
+        self.notes.append(
+            f'learning rate {lr:g} for {batch} images an iteration: scale it to yours with --auto-scale-lr'
+            if 'base_batch_size' in (self.cfg.get('auto_scale_lr') or {})
+            else f'learning rate {lr:g} for {batch} images an iteration: scale it to yours'
+        )
 
     def write(self, out: str | Path) -> None:
         """Write a config that inherits from the one before and holds the difference; it works in any folder.
@@ -263,14 +304,17 @@ class Swap:
             raise UserError(f'{out} is the config to swap: give another file to write')
         parts = [f'# {Path(base).name} with ConvNeXt, made by tools/swap_backbone.py', f'_base_ = {base!r}']
         changed = difference(self.before.to_dict(), self.cfg.to_dict())
-        parts += [f'{key} = {_as_code(changed[key], len(key) + 3)}'
-                  for key in sorted(changed, key=lambda key: key != 'custom_imports')]
+        parts += [
+            f'{key} = {_as_code(changed[key], len(key) + 3)}'
+            for key in sorted(changed, key=lambda key: key != 'custom_imports')
+        ]
         draft = out.with_name(f'{out.stem}_draft.py')
         draft.write_text('\n'.join(parts) + '\n')
         try:
             if Config.fromfile(draft, import_custom_modules=False).to_dict() != self.cfg.to_dict():
-                raise UserError(f'{base} cannot be inherited from with these changes: use swap_backbone in Python and '
-                                'Config.dump')
+                raise UserError(
+                    f'{base} cannot be inherited from with these changes: use swap_backbone in Python and Config.dump'
+                )
             draft.replace(out)
         finally:
             draft.unlink(missing_ok=True)
@@ -298,7 +342,7 @@ class _Site:
 
     def __init__(self, swap: Swap, place: str, owner: ConfigDict, key: str) -> None:
         self.all, self.place, self.owner, self.key = swap, place, owner, key
-        self.prefix = key[:-len('backbone')]
+        self.prefix = key[: -len('backbone')]
         self.old = owner[key]
 
     def swap(self, scope: str) -> _Site:
@@ -314,23 +358,27 @@ class _Site:
             if _try_run(neck, larger):
                 features, size = larger, larger_size
             else:
-                self.all.notes.append(f'{_type_of(neck)} could not be run here: its channels were rewritten by value '
-                                      'and not checked')
+                self.all.notes.append(
+                    f'{_type_of(neck)} could not be run here: its channels were rewritten by value and not checked'
+                )
         self.old_parameters = [f'{self.place}.{name}' for name in names]
         self.same_arch = self.was_convnext and (
-            self.all.arch is None or resolve_arch(self.all.arch) == resolve_arch(known.get('arch', 'tiny')))
+            self.all.arch is None or resolve_arch(self.all.arch) == resolve_arch(known.get('arch', 'tiny'))
+        )
         self.arch = known.get('arch', 'tiny') if self.same_arch else self.all.arch or 'tiny'
         new = dict(type='mmengine.ConvNeXt' if scope in CLASSIFIERS else 'ConvNeXt', arch=self.arch)
         if self.was_convnext:
             others = ('arch', 'init_cfg', 'pretrained', 'gap_before_final_norm')
             new.update({key: value for key, value in known.items() if key not in others})
         else:
-            new.update(layer_scale_init_value=1.)
+            new.update(layer_scale_init_value=1.0)
             channels_in = self.old.get('in_channels', 3)
             if isinstance(channels_in, int) and channels_in not in (0, 3):
                 new.update(in_channels=channels_in)
         if self.all.recipe:
-            new.update(drop_path_rate=self.all.drop_path_rate, layer_scale_init_value=0. if new.get('use_grn') else 1.)
+            new.update(
+                drop_path_rate=self.all.drop_path_rate, layer_scale_init_value=0.0 if new.get('use_grn') else 1.0
+            )
         self.keeps_weights = self.same_arch and _is_pretrained(known.get('init_cfg'))
         if self.all.weights:
             new.update(init_cfg=dict(type='Pretrained', checkpoint=self.all.weights))
@@ -354,23 +402,30 @@ class _Site:
         if neck:
             everything = list(range(len(old)))
             used = at_neck.used if at_neck else everything
-            if used != everything[used[0]:]:  # all that the neck leaves out must be at its start
+            if used != everything[used[0] :]:  # all that the neck leaves out must be at its start
                 used = everything
-            if not _plan(old, used, last) and all_taken and len({old[i].stride for i in used}) == 1 \
-                    and _plan(at_heads, all_taken, last):
-                self.all.notes.append(f'{_type_of(neck)} made a pyramid of features that all had one stride; ConvNeXt '
-                                      'is a pyramid: removed')
+            if (
+                not _plan(old, used, last)
+                and all_taken
+                and len({old[i].stride for i in used}) == 1
+                and _plan(at_heads, all_taken, last)
+            ):
+                self.all.notes.append(
+                    f'{_type_of(neck)} made a pyramid of features that all had one stride; ConvNeXt '
+                    'is a pyramid: removed'
+                )
                 self.owner[neck_key] = neck = None
                 old = at_heads
         if not neck:
             used = all_taken
             # A head with one number of channels for several features needs them equal.
-            equal = len(used) > 1 and any(name not in SEGMENTATION_HEADS and isinstance(head.get('in_channels'), int)
-                                          for name, head in heads)
+            equal = len(used) > 1 and any(
+                name not in SEGMENTATION_HEADS and isinstance(head.get('in_channels'), int) for name, head in heads
+            )
             adapter, ours = self._fit_backbone(new, old, used, last, size, may_fit=not equal)
             position = {i: number for number, i in enumerate(used)}
         else:
-            for choice in ([used, everything] if used != everything else [everything]):
+            for choice in [used, everything] if used != everything else [everything]:
                 used = choice
                 new_neck = copy.deepcopy(neck)
                 adapter, ours = self._fit_backbone(new, old, used, last, size)
@@ -389,8 +444,10 @@ class _Site:
             self.owner[neck_key] = [adapter, *behind] if adapter else new_neck
         if not adapter and not in_use >= set(used):
             self.all.cfg.find_unused_parameters = True
-            self.all.notes.append(f'features of {self.place} are taken but not used, as before: '
-                                  'find_unused_parameters=True, or several GPUs would stop at their norms')
+            self.all.notes.append(
+                f'features of {self.place} are taken but not used, as before: '
+                'find_unused_parameters=True, or several GPUs would stop at their norms'
+            )
 
         if neck and at_neck:
             old, position = at_heads, {i: i for i in range(len(at_heads))}
@@ -407,8 +464,9 @@ class _Site:
         if adapter and not neck:
             self.owner[neck_key] = adapter
 
-    def _fit_backbone(self, new: dict, old: list[Feature], used: list[int], last: int, size: int, may_fit: bool = True
-                      ) -> tuple[ConfigDict | None, list[Feature]]:
+    def _fit_backbone(
+        self, new: dict, old: list[Feature], used: list[int], last: int, size: int, may_fit: bool = True
+    ) -> tuple[ConfigDict | None, list[Feature]]:
         """Set the outputs of ``new`` to the strides of ``old`` in ``used``; an adapter where its stages have others."""
         adapter = None
         plan = _plan(old, used, last) if may_fit else None
@@ -428,23 +486,33 @@ class _Site:
             ours = _run(adapter, ours).outputs
         before, after = [old[i].stride for i in used], [feature.stride for feature in ours]
         if before != after:
-            raise UserError(f'{self.place} gave features at strides {before} for an image of {size}x{size}, ConvNeXt '
-                            f'would give {after}')
+            raise UserError(
+                f'{self.place} gave features at strides {before} for an image of {size}x{size}, ConvNeXt '
+                f'would give {after}'
+            )
         return adapter, ours
 
     def _heads(self) -> list[tuple[str, ConfigDict]]:
         """What stands beside the backbone and may take its features, by name; those in a list one by one."""
         heads = []
         for name, value in self.owner.items():
-            if name in NO_CONSUMERS or name.endswith(('backbone', 'neck')) or not name.startswith(self.prefix) \
-                    or (not self.prefix and name.startswith('teacher_')):
+            if (
+                name in NO_CONSUMERS
+                or name.endswith(('backbone', 'neck'))
+                or not name.startswith(self.prefix)
+                or (not self.prefix and name.startswith('teacher_'))
+            ):
                 continue
-            heads += [(name, part) for part in (value if isinstance(value, (list, tuple)) else [value])
-                      if isinstance(part, dict)]
+            heads += [
+                (name, part)
+                for part in (value if isinstance(value, (list, tuple)) else [value])
+                if isinstance(part, dict)
+            ]
         return heads
 
-    def _taken_by_heads(self, heads: Sequence[tuple[str, ConfigDict]], features: Sequence[Feature]
-                        ) -> tuple[dict[tuple[str, int], list[int]], set[int]]:
+    def _taken_by_heads(
+        self, heads: Sequence[tuple[str, ConfigDict]], features: Sequence[Feature]
+    ) -> tuple[dict[tuple[str, int], list[int]], set[int]]:
         """The features that each head takes, and those that any of them uses."""
         taken, used = {}, set()
         previous = None
@@ -457,8 +525,9 @@ class _Site:
                 if name == 'decode_head':
                     previous = ran.outputs[0] if ran else None
                 named = [part['in_index'] for _, part in _dicts(head) if 'in_index' in part]
-                named = {i % len(features) for item in named
-                         for i in (item if isinstance(item, (list, tuple)) else [item])}
+                named = {
+                    i % len(features) for item in named for i in (item if isinstance(item, (list, tuple)) else [item])
+                }
                 if ran:
                     indices = sorted({*ran.used, *named})
                 elif named or isinstance(head.get('in_channels'), int):
@@ -470,15 +539,23 @@ class _Site:
     def _adapter(self, old: list[Feature], used: list[int]) -> tuple[tuple[tuple[int, ...], int], ConfigDict]:
         strides = [old[i].stride for i in used]
         if any(stride not in (1, 2, 4, 8, 16, 32) for stride in strides):
-            raise UserError(f'the old backbone {self.old.type} gives features of {[old[i].shape for i in used]}, at '
-                            f'strides {strides}: from ConvNeXt strides 1, 2, 4, 8, 16 and 32 can be had')
+            raise UserError(
+                f'the old backbone {self.old.type} gives features of {[old[i].shape for i in used]}, at '
+                f'strides {strides}: from ConvNeXt strides 1, 2, 4, 8, 16 and 32 can be had'
+            )
         stages = tuple(i for i in range(NUM_STAGES) if 4 * 2**i >= min(strides))
         channels = resolve_arch(self.arch)[1]
-        self.all.notes.append(f'{self.place} gave features at strides {strides}, which are no stages of ConvNeXt: '
-                              'a PyramidAdapter makes them')
+        self.all.notes.append(
+            f'{self.place} gave features at strides {strides}, which are no stages of ConvNeXt: '
+            'a PyramidAdapter makes them'
+        )
         return (stages, 32), ConfigDict(
-            type='PyramidAdapter', in_channels=[channels[i] for i in stages], in_strides=[4 * 2**i for i in stages],
-            out_channels=[old[i].channels for i in used], strides=strides)
+            type='PyramidAdapter',
+            in_channels=[channels[i] for i in stages],
+            in_strides=[4 * 2**i for i in stages],
+            out_channels=[old[i].channels for i in used],
+            strides=strides,
+        )
 
     def _check_neck(self, neck: Any, before: Ran, strides: list, ours: list[Feature]) -> list[Feature]:
         """What the neck gives now; raises where it does not run, or works at other strides than before."""
@@ -487,11 +564,15 @@ class _Site:
         except Exception as error:
             raise UserError(f'{_type_of(neck)} does not take the features of ConvNeXt: {_short(error)}') from error
         if [ours[i].stride for i in now.used] != strides:
-            raise UserError(f'{_type_of(neck)} took features at strides {strides}, now it takes '
-                            f'{[ours[i].stride for i in now.used]}')
+            raise UserError(
+                f'{_type_of(neck)} took features at strides {strides}, now it takes '
+                f'{[ours[i].stride for i in now.used]}'
+            )
         if [feature.stride for feature in now.outputs] != [feature.stride for feature in before.outputs]:
-            raise UserError(f'{_type_of(neck)} gave features of {[feature.shape for feature in before.outputs]}, now '
-                            f'of {[feature.shape for feature in now.outputs]}')
+            raise UserError(
+                f'{_type_of(neck)} gave features of {[feature.shape for feature in before.outputs]}, now '
+                f'of {[feature.shape for feature in now.outputs]}'
+            )
         return now.outputs
 
     def _swap_shared_head(self, head: ConfigDict, feature: Feature, backbone: dict) -> None:
@@ -500,8 +581,9 @@ class _Site:
         try:
             before = _run(head.shared_head, [regions], alone=True).outputs[0].channels
         except Exception as error:
-            raise UserError(f'shared_head {head.shared_head.type} does not run on the features of the old backbone: '
-                            f'{_short(error)}') from error
+            raise UserError(
+                f'shared_head {head.shared_head.type} does not run on the features of the old backbone: {_short(error)}'
+            ) from error
         keys = ('arch', 'drop_path_rate', 'layer_scale_init_value', 'use_grn', 'init_cfg')
         head.shared_head = dict(type='ConvNeXtSharedHead', **{key: backbone[key] for key in keys if key in backbone})
         for _, part in _dicts(head):
@@ -512,6 +594,7 @@ class _Site:
 @dataclass(frozen=True)
 class Ran:
     """What a module did with some features: the indices of those it used, and its outputs."""
+
     used: list[int]
     outputs: list[Feature]
 
@@ -545,8 +628,8 @@ def _rewrite_neck(neck: ConfigDict, old: list[Feature], ours: list[Feature], lef
             else:
                 raise UserError(f'{neck.type} has {key}={list(value)}, the old backbone gives {before}: correct it')
             out = neck.get('out_channels')
-            if isinstance(out, (list, tuple)) and list(out[:len(value)]) == list(value):  # they come out as they are
-                neck.out_channels = type(out)([*new, *out[len(value):]])
+            if isinstance(out, (list, tuple)) and list(out[: len(value)]) == list(value):  # they come out as they are
+                neck.out_channels = type(out)([*new, *out[len(value) :]])
             neck[key] = type(value)(new)
         elif isinstance(value, int) and value in before:
             neck[key] = now[before.index(value) - left_out]
@@ -556,20 +639,26 @@ def _rewrite_neck(neck: ConfigDict, old: list[Feature], ours: list[Feature], lef
                 neck[key] -= left_out
 
 
-def _rewrite_head(name: str, head: ConfigDict, old: list[Feature], ours: list[Feature], position: Mapping[int, int]
-                  ) -> None:
+def _rewrite_head(
+    name: str, head: ConfigDict, old: list[Feature], ours: list[Feature], position: Mapping[int, int]
+) -> None:
     """Channels and indices of one head; ``position``: where a feature of before is now."""
     before = [feature.channels for feature in old]
-    regions = {part.out_channels: ours[position[before.index(part.out_channels)]].channels
-               for _, part in _dicts(head) if 'featmap_strides' in part and part.get('out_channels') in before
-               and before.index(part.out_channels) in position}
+    regions = {
+        part.out_channels: ours[position[before.index(part.out_channels)]].channels
+        for _, part in _dicts(head)
+        if 'featmap_strides' in part
+        and part.get('out_channels') in before
+        and before.index(part.out_channels) in position
+    }
     if regions and not head.get('shared_head'):
         for _, part in _dicts(head):  # what takes the regions
             if part.get('in_channels') in regions:
                 part.in_channels = regions[part.in_channels]
     for _, part in _dicts(head):
-        if 'in_index' in part or (part is head and name in SEGMENTATION_HEADS
-                                  and isinstance(part.get('in_channels'), int)):
+        if 'in_index' in part or (
+            part is head and name in SEGMENTATION_HEADS and isinstance(part.get('in_channels'), int)
+        ):
             _rewrite_segmentation_head(part, before, ours, position)
         elif part is head or 'featmap_strides' in part:
             key = 'out_channels' if 'featmap_strides' in part else 'in_channels'
@@ -580,8 +669,9 @@ def _rewrite_head(name: str, head: ConfigDict, old: list[Feature], ours: list[Fe
                 part[key] = ours[position[before.index(value)]].channels
 
 
-def _rewrite_segmentation_head(head: ConfigDict, before: list[int], ours: list[Feature], position: Mapping[int, int]
-                               ) -> None:
+def _rewrite_segmentation_head(
+    head: ConfigDict, before: list[int], ours: list[Feature], position: Mapping[int, int]
+) -> None:
     index, channels = head.get('in_index', -1), head.get('in_channels')
     indices = [i % len(before) for i in (index if isinstance(index, (list, tuple)) else [index])]
     moved = [position[i] for i in indices]
@@ -631,21 +721,29 @@ def _features_of(cfg: ConfigDict, sizes: Sequence[int] = (SIZE,)) -> tuple[list[
         except Exception as caught:
             error = caught
     else:
-        raise UserError(f'the backbone {cfg.type} cannot be built here and run on an image alone: {_short(error)}'
-                        ) from error
+        raise UserError(
+            f'the backbone {cfg.type} cannot be built here and run on an image alone: {_short(error)}'
+        ) from error
     for mode, output in found.items():
         if not isinstance(output, (list, tuple)) or not all(
-                isinstance(value, Tensor) and value.ndim == 4 for value in output):
-            raise UserError(f'the backbone {cfg.type} gives {_kinds(output)} in {"training" if mode else "testing"}, '
-                            'which its head is made for: ConvNeXt gives a tuple of feature maps and nothing else')
+            isinstance(value, Tensor) and value.ndim == 4 for value in output
+        ):
+            raise UserError(
+                f'the backbone {cfg.type} gives {_kinds(output)} in {"training" if mode else "testing"}, '
+                'which its head is made for: ConvNeXt gives a tuple of feature maps and nothing else'
+            )
     shapes = {mode: [tuple(value.shape) for value in output] for mode, output in found.items()}
     if shapes[True] != shapes[False]:
-        raise UserError(f'the backbone {cfg.type} gives other features in training ({shapes[True]}) than in testing '
-                        f'({shapes[False]}), and its head is made for both: ConvNeXt always gives the same')
+        raise UserError(
+            f'the backbone {cfg.type} gives other features in training ({shapes[True]}) than in testing '
+            f'({shapes[False]}), and its head is made for both: ConvNeXt always gives the same'
+        )
     for shape in shapes[True]:
         if shape[0] != 2:
-            raise UserError(f'the backbone {cfg.type} gives {shape[0] // 2} feature maps an image (branches), which '
-                            'its heads are made for: ConvNeXt gives one')
+            raise UserError(
+                f'the backbone {cfg.type} gives {shape[0] // 2} feature maps an image (branches), which '
+                'its heads are made for: ConvNeXt gives one'
+            )
     return [Feature(shape, _stride(shape, size)) for shape in shapes[True]], size, names
 
 
@@ -654,21 +752,30 @@ def _run(cfg: Any, features: Sequence[Feature], previous: Feature | None = None,
 
     ``alone``: it takes a feature instead of a tuple of them.
     """
+
     def run(device: str) -> Ran:
         module = build(cfg, device)
         module.train()
         inputs = [torch.rand(feature.shape, requires_grad=True) for feature in features]
         further = [torch.rand(previous.shape)] if previous else []
-        outputs = [value for value in _tensors(module(inputs[0] if alone else tuple(inputs), *further))
-                   if value.is_floating_point()]
-        grads = torch.autograd.grad([value for value in outputs if value.requires_grad], inputs,
-                                    [torch.ones_like(value) for value in outputs if value.requires_grad],
-                                    allow_unused=True)
+        outputs = [
+            value
+            for value in _tensors(module(inputs[0] if alone else tuple(inputs), *further))
+            if value.is_floating_point()
+        ]
+        grads = torch.autograd.grad(
+            [value for value in outputs if value.requires_grad],
+            inputs,
+            [torch.ones_like(value) for value in outputs if value.requires_grad],
+            allow_unused=True,
+        )
         # Strides are in pixels of the image that the features are of.
         known = next((f for f in features if f.stride), None)
         size = known.stride * known.shape[2] if known else 0
-        return Ran([i for i, grad in enumerate(grads) if grad is not None],
-                   [Feature(tuple(value.shape), _stride(value.shape, size)) for value in outputs])
+        return Ran(
+            [i for i, grad in enumerate(grads) if grad is not None],
+            [Feature(tuple(value.shape), _stride(value.shape, size)) for value in outputs],
+        )
 
     return _on_any_device(run)
 
@@ -729,15 +836,16 @@ def _dicts(value: Any, path: str = '') -> Iterator[tuple[str, ConfigDict]]:
     """Every dict at every depth, this one first, with its path."""
     if isinstance(value, dict):
         yield path, value
-    for key, item in (value.items() if isinstance(value, dict) else
-                      enumerate(value) if isinstance(value, (list, tuple)) else ()):
+    for key, item in (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    ):
         yield from _dicts(item, f'{path}.{key}' if path else str(key))
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
-    for item in (value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()):
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ():
         yield from _tensors(item)
 
 
@@ -757,8 +865,10 @@ def _kinds(output: Any) -> str:
 
 
 def _is_pretrained(init_cfg: Any) -> bool:
-    return any(isinstance(cfg, dict) and cfg.get('type') == 'Pretrained'
-               for cfg in (init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]))
+    return any(
+        isinstance(cfg, dict) and cfg.get('type') == 'Pretrained'
+        for cfg in (init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg])
+    )
 
 
 def _type_of(cfg: Any) -> str:
@@ -788,8 +898,11 @@ def _custom_imports(cfg: Config) -> list[str]:
 
 def _types_of(value: Any, package: str) -> set[str]:
     """The types below that are named after this package, such as ``'mmpretrain.ResNet'``."""
-    return {item for key, item in _items(value)
-            if key == 'type' and isinstance(item, str) and item.startswith(f'{package}.')}
+    return {
+        item
+        for key, item in _items(value)
+        if key == 'type' and isinstance(item, str) and item.startswith(f'{package}.')
+    }
 
 
 def difference(before: Mapping, after: Mapping) -> dict:
@@ -825,10 +938,14 @@ def _changed(before: Mapping, after: Mapping, path: str = '') -> Iterator[tuple[
 
 
 def _cell(value: Any) -> str:
-    text = f'{value["type"]}(' + ', '.join(f'{key}={_as_code(item, FLAT)}' for key, item in value.items()
-                                            if key not in ('type', '_delete_')) + ')' \
-        if isinstance(value, dict) and 'type' in value else _as_code(value, FLAT)
-    return text if len(text) <= CELL else text[:CELL - 1] + '…'
+    text = (
+        f'{value["type"]}('
+        + ', '.join(f'{key}={_as_code(item, FLAT)}' for key, item in value.items() if key not in ('type', '_delete_'))
+        + ')'
+        if isinstance(value, dict) and 'type' in value
+        else _as_code(value, FLAT)
+    )
+    return text if len(text) <= CELL else text[: CELL - 1] + '…'
 
 
 def _as_code(value: Any, column: int, indent: int = 0) -> str:

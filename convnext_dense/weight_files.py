@@ -1,4 +1,5 @@
 """Where weight files come from, and reading them without running what is in them."""
+
 from __future__ import annotations
 
 import os
@@ -24,7 +25,7 @@ from .weights import allow_mmengine_checkpoints
 FOLDER_VARIABLE = 'CONVNEXT_DENSE_WEIGHTS'
 ENDINGS = ('', '.pth', '.pt', '.safetensors')
 TIMEOUT = 30  # seconds without an answer
-TORCH_MAGIC = (0x1950a86a20f9469cfc6c).to_bytes(10, 'little')  # begins a file of torch < 1.6
+TORCH_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, 'little')  # begins a file of torch < 1.6
 LICENCES = {'V1': 'MIT', 'V2': 'CC BY-NC 4.0, not for commercial use'}
 # A path or URL behind this scheme is read by this module wherever mmengine reads checkpoints.
 SCHEME = 'convnext-dense:'
@@ -50,8 +51,13 @@ def licence_of(source: str) -> str:
 
 def check_source(source: str, what: str) -> None:
     """Refuse early, before anything is downloaded, what :func:`fetch` could not find."""
-    if not (Path(source).expanduser().is_file() or '://' in source or source.startswith(('hf-hub:', 'timm:'))
-            or source in official_files() or _in_folder(Path(source).name)):
+    if not (
+        Path(source).expanduser().is_file()
+        or '://' in source
+        or source.startswith(('hf-hub:', 'timm:'))
+        or source in official_files()
+        or _in_folder(Path(source).name)
+    ):
         raise UserError(f'there is no {what} file {source}: check the path (working folder: {Path.cwd()})')
 
 
@@ -69,8 +75,10 @@ def fetch(source: str) -> Path:
     path = Path(source).expanduser()
     name = Path(urlsplit(source).path).name
     if name.startswith('convnext_iso_'):
-        raise UserError(f'{source} holds an isotropic ConvNeXt, an architecture without stages that this package does '
-                        f'not have: take another one, such as {next(iter(official_files()))}')
+        raise UserError(
+            f'{source} holds an isotropic ConvNeXt, an architecture without stages that this package does '
+            f'not have: take another one, such as {next(iter(official_files()))}'
+        )
     if path.is_file():
         return path
     if source.startswith(('hf-hub:', 'timm:')):
@@ -82,8 +90,10 @@ def fetch(source: str) -> Path:
     if mirrored:
         return _checked(mirrored)
     if not source.startswith(('http://', 'https://')):
-        raise UserError(f'there is no file {source}: check the path (working folder: {Path.cwd()}), or put it into a '
-                        f'folder and set {FOLDER_VARIABLE}=FOLDER')
+        raise UserError(
+            f'there is no file {source}: check the path (working folder: {Path.cwd()}), or put it into a '
+            f'folder and set {FOLDER_VARIABLE}=FOLDER'
+        )
     return _download(source, name)
 
 
@@ -103,8 +113,10 @@ def read(source: str, trust: bool = False, mmap: bool = True) -> Any:
             try:
                 return CheckpointLoader.load_checkpoint(source, map_location='cpu')
             except Exception as error:  # each scheme has a client of its own
-                raise UserError(f'{source} could not be read ({_clause(str(error)) or type(error).__name__}): check '
-                                'the address, or give a local copy') from error
+                raise UserError(
+                    f'{source} could not be read ({_clause(str(error)) or type(error).__name__}): check '
+                    'the address, or give a local copy'
+                ) from error
     return read_file(fetch(source), trust, mmap)
 
 
@@ -117,8 +129,10 @@ def read_file(path: Path, trust: bool = False, mmap: bool = True) -> Any:
     if not head:
         raise UserError(f'{path} is empty: get the file again')
     if begin.startswith(b'<'):
-        raise UserError(f'{path} is a web page, not weights (it begins with {begin[:20].decode(errors="replace")!r}): '
-                        'get the file again, by the address of the file itself')
+        raise UserError(
+            f'{path} is a web page, not weights (it begins with {begin[:20].decode(errors="replace")!r}): '
+            'get the file again, by the address of the file itself'
+        )
     if begin.startswith(b'version https://git-lfs'):
         raise UserError(f'{path} is a Git LFS pointer, not weights: run `git lfs pull` where it comes from')
     if path.suffix == '.safetensors' or head[8:9] == b'{':
@@ -126,8 +140,10 @@ def read_file(path: Path, trust: bool = False, mmap: bool = True) -> Any:
     is_zip = head.startswith(b'PK\x03\x04')
     if is_zip:
         _check_zip(path, size)
-    refusal = ('{} holds more than plain tensors ({}), which was not executed: give another file, or, if you trust its '
-               'author, convert it by tools/convert_checkpoint.py --trust-checkpoint')
+    refusal = (
+        '{} holds more than plain tensors ({}), which was not executed: give another file, or, if you trust its '
+        'author, convert it by tools/convert_checkpoint.py --trust-checkpoint'
+    )
     # What pickle writes without torch; detectron2 keeps numpy arrays so.
     is_plain_pickle = head.startswith(b'\x80') and head[4:14] != TORCH_MAGIC
     if is_plain_pickle and not trust:
@@ -143,8 +159,9 @@ def read_file(path: Path, trust: bool = False, mmap: bool = True) -> Any:
         code = re.match(r'(?:Unsupported global|Unsupported class|Trying to|Can only)[^\n]*', text)
         if code and not trust:
             raise UserError(refusal.format(path, _clause(code[0]))) from error
-        raise UserError(f'{path} is damaged or no checkpoint ({_clause(text) or type(error).__name__}): get the file '
-                        'again') from error
+        raise UserError(
+            f'{path} is damaged or no checkpoint ({_clause(text) or type(error).__name__}): get the file again'
+        ) from error
 
 
 @contextmanager
@@ -170,6 +187,7 @@ def load_from_convnext_dense(filename: str, map_location: Any = None) -> Any:
     while the file may be overwritten by the next checkpoint.
     """
     from .load_hook import strip_code  # which imports the backbone, which imports this module
+
     source = filename.removeprefix(SCHEME)
     checkpoint = read(source, mmap=False)
     strip_code(checkpoint)
@@ -189,8 +207,10 @@ def _check_zip(path: Path, size: int) -> None:
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
         raise UserError(f'{path} ends early or is damaged ({_clause(str(error))}): get the file again') from error
     if expanded > 2 * size + 2**20:  # torch never compresses
-        raise UserError(f'{path} would unpack to {expanded / 2**20:,.0f} MiB from {size / 2**20:,.1f}, as no '
-                        'checkpoint does: give another file')
+        raise UserError(
+            f'{path} would unpack to {expanded / 2**20:,.0f} MiB from {size / 2**20:,.1f}, as no '
+            'checkpoint does: give another file'
+        )
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -201,8 +221,9 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)  # memory-mapped
     except Exception as error:  # a file from elsewhere can fail in every way
-        raise UserError(f'{path} ends early or is no safetensors file ({_clause(str(error))}): get the file again') \
-            from error
+        raise UserError(
+            f'{path} ends early or is no safetensors file ({_clause(str(error))}): get the file again'
+        ) from error
 
 
 def _in_folder(*names: str) -> Path | None:
@@ -220,13 +241,16 @@ def _checked(path: Path) -> Path:
     prefix = torch.hub.HASH_REGEX.search(path.name)
     if prefix and len(prefix[1]) >= 8:
         import hashlib
+
         digest = hashlib.sha256()
         with path.open('rb') as file:
             while block := file.read(2**20):
                 digest.update(block)
         if not digest.hexdigest().startswith(prefix[1]):
-            raise UserError(f'{path} is damaged: its sha256 begins with {digest.hexdigest()[:8]}, not with {prefix[1]} '
-                            'as its name says: get the file again')
+            raise UserError(
+                f'{path} is damaged: its sha256 begins with {digest.hexdigest()[:8]}, not with {prefix[1]} '
+                'as its name says: get the file again'
+            )
     return path
 
 
@@ -252,8 +276,10 @@ def _get(url: str, path: Path, sha256: str | None) -> None:
     try:
         torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
     except (OSError, RuntimeError) as error:  # URLError and HTTPError are OSErrors, RuntimeError is another sha256
-        raise UserError(f'{path.name} could not be downloaded from {url} ({error}): get it on another machine, put it '
-                        f'into a folder and set {FOLDER_VARIABLE}=FOLDER') from error
+        raise UserError(
+            f'{path.name} could not be downloaded from {url} ({error}): get it on another machine, put it '
+            f'into a folder and set {FOLDER_VARIABLE}=FOLDER'
+        ) from error
     finally:
         socket.setdefaulttimeout(before)
 
@@ -265,10 +291,12 @@ def _hub_repository(source: str) -> str:
     if '.' not in name:
         try:
             import timm
+
             return timm.get_pretrained_cfg(name).hf_hub_id
         except (ImportError, AttributeError, RuntimeError) as error:
-            raise UserError(f'{source} does not say which weights of that model: name them as in '
-                            'timm:convnext_tiny.fb_in1k') from error
+            raise UserError(
+                f'{source} does not say which weights of that model: name them as in timm:convnext_tiny.fb_in1k'
+            ) from error
     return f'timm/{name}'
 
 
@@ -291,4 +319,5 @@ def _from_hub(source: str) -> Path:
         raise UserError(
             f'model.safetensors of {source} could not be downloaded from https://huggingface.co/{repository} '
             f'({_clause(str(error)) or type(error).__name__}): get it on another machine, put it into a folder as '
-            f'{short}.safetensors and set {FOLDER_VARIABLE}=FOLDER') from error
+            f'{short}.safetensors and set {FOLDER_VARIABLE}=FOLDER'
+        ) from error

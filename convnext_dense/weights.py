@@ -4,6 +4,7 @@ The file formats ("dialects") are data: each is a table of its tensor names besi
 V1 and V2 code. A dialect and the prefix of its names (wrappers such as ``model.``, ``module.``, ``backbone.``) are
 found by the names in the file. Every tensor below that prefix is used or on the dialect's list of other parts.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -40,6 +41,7 @@ class Dialect:
         others: Patterns of what such a file holds beside the backbone: classifier, final norm, decoder.
         layouts: How they store a tensor of ours, by the end of our name; the way back is :func:`our_layout`.
     """
+
     name: str
     rows: tuple[tuple[str, str], ...]
     others: tuple[str, ...]
@@ -88,13 +90,16 @@ def _regex(template: str) -> str:
     return re.sub(r'\\\{(\w)\\\}', lambda match: f'(?P<{match[1]}>{PLACEHOLDERS[match[1]]})', re.escape(template))
 
 
-def _block(prefix: str, dwconv: str, norm: str, pwconv1: str, pwconv2: str, gamma: str, grn: tuple[str, str]
-           ) -> tuple[tuple[str, str], ...]:
+def _block(
+    prefix: str, dwconv: str, norm: str, pwconv1: str, pwconv2: str, gamma: str, grn: tuple[str, str]
+) -> tuple[tuple[str, str], ...]:
     """The rows of a residual block; each argument names a layer, without ``.weight`` and ``.bias``."""
     layers = dict(dwconv=dwconv, norm=norm, pwconv1=pwconv1, pwconv2=pwconv2)
-    return (*((f'stages.{{s}}.{{b}}.{ours}.{{p}}', f'{prefix}.{theirs}.{{p}}') for ours, theirs in layers.items()),
-            ('stages.{s}.{b}.gamma', f'{prefix}.{gamma}'),
-            *((f'stages.{{s}}.{{b}}.grn.{ours}', f'{prefix}.{theirs}') for ours, theirs in zip(('gamma', 'beta'), grn)))
+    return (
+        *((f'stages.{{s}}.{{b}}.{ours}.{{p}}', f'{prefix}.{theirs}.{{p}}') for ours, theirs in layers.items()),
+        ('stages.{s}.{b}.gamma', f'{prefix}.{gamma}'),
+        *((f'stages.{{s}}.{{b}}.grn.{ours}', f'{prefix}.{theirs}') for ours, theirs in zip(('gamma', 'beta'), grn)),
+    )
 
 
 def _grn_4d(value: Tensor) -> Tensor:
@@ -107,62 +112,133 @@ _OUTPUT_NORM = ('norm{s}.{p}', 'norm{s}.{p}')
 _TIMM = (
     ('downsample_layers.0.{k}.{p}', 'stem.{k}.{p}'),
     ('downsample_layers.{d}.{k}.{p}', 'stages.{d}.downsample.{k}.{p}'),
-    *_block('stages.{s}.blocks.{b}', 'conv_dw', 'norm', 'mlp.fc1', 'mlp.fc2', 'gamma',
-            ('mlp.grn.weight', 'mlp.grn.bias')))
+    *_block(
+        'stages.{s}.blocks.{b}', 'conv_dw', 'norm', 'mlp.fc1', 'mlp.fc2', 'gamma', ('mlp.grn.weight', 'mlp.grn.bias')
+    ),
+)
 _TIMM_OTHERS = (r'(norm_pre|head\.norm|head\.fc|head\.pre_logits\.fc)\.(weight|bias)',)
 
 DIALECTS = (
     # Ours, the official code for classification, detection and segmentation, and detectron2 ports of it.
-    Dialect('official', (
-        _STEM, _DOWNSAMPLE,
-        *_block('stages.{s}.{b}', 'dwconv', 'norm', 'pwconv1', 'pwconv2', 'gamma', ('grn.gamma', 'grn.beta')),
-        _OUTPUT_NORM),
+    Dialect(
+        'official',
+        (
+            _STEM,
+            _DOWNSAMPLE,
+            *_block('stages.{s}.{b}', 'dwconv', 'norm', 'pwconv1', 'pwconv2', 'gamma', ('grn.gamma', 'grn.beta')),
+            _OUTPUT_NORM,
+        ),
         # norms.3 is DINOv3's second name for its final norm.
-        (r'(norm|norms\.3|head)\.(weight|bias)',), {'grn.gamma': _grn_4d, 'grn.beta': _grn_4d}),
+        (r'(norm|norms\.3|head)\.(weight|bias)',),
+        {'grn.gamma': _grn_4d, 'grn.beta': _grn_4d},
+    ),
     # Masked pre-training of V2, saved by its sparse encoder.
-    Dialect('fcmae', (
-        _STEM,
-        ('downsample_layers.{d}.0.{p}', 'downsample_layers.{d}.0.ln.{p}'),
-        ('downsample_layers.{d}.1.weight', 'downsample_layers.{d}.1.kernel'),
-        ('downsample_layers.{d}.1.bias', 'downsample_layers.{d}.1.bias'),
-        ('stages.{s}.{b}.dwconv.weight', 'stages.{s}.{b}.dwconv.kernel'),
-        ('stages.{s}.{b}.dwconv.bias', 'stages.{s}.{b}.dwconv.bias'),
-        *_block('stages.{s}.{b}', 'dwconv', 'norm.ln', 'pwconv1.linear', 'pwconv2.linear', 'gamma',
-                ('grn.gamma', 'grn.beta'))[1:]),
-        (r'(norm|head|proj|pred)\.(weight|bias)', 'mask_token', r'decoder\..*')),
+    Dialect(
+        'fcmae',
+        (
+            _STEM,
+            ('downsample_layers.{d}.0.{p}', 'downsample_layers.{d}.0.ln.{p}'),
+            ('downsample_layers.{d}.1.weight', 'downsample_layers.{d}.1.kernel'),
+            ('downsample_layers.{d}.1.bias', 'downsample_layers.{d}.1.bias'),
+            ('stages.{s}.{b}.dwconv.weight', 'stages.{s}.{b}.dwconv.kernel'),
+            ('stages.{s}.{b}.dwconv.bias', 'stages.{s}.{b}.dwconv.bias'),
+            *_block(
+                'stages.{s}.{b}',
+                'dwconv',
+                'norm.ln',
+                'pwconv1.linear',
+                'pwconv2.linear',
+                'gamma',
+                ('grn.gamma', 'grn.beta'),
+            )[1:],
+        ),
+        (r'(norm|head|proj|pred)\.(weight|bias)', 'mask_token', r'decoder\..*'),
+    ),
     Dialect('timm', _TIMM, _TIMM_OTHERS),
     # features_only=True
-    Dialect('timm features', tuple(
-        (ours, theirs.replace('stem.', 'stem_').replace('stages.', 'stages_')) for ours, theirs in _TIMM),
-        _TIMM_OTHERS),
-    Dialect('torchvision', (
-        ('downsample_layers.0.{k}.{p}', 'features.0.{k}.{p}'),
-        *((f'downsample_layers.{s}.{{k}}.{{p}}', f'features.{2 * s}.{{k}}.{{p}}') for s in (1, 2, 3)),
-        *((ours.replace('{s}', str(s)), theirs) for s in range(4) for ours, theirs in _block(
-            f'features.{2 * s + 1}.{{b}}', 'block.0', 'block.2', 'block.3', 'block.5', 'layer_scale',
-            ('grn.gamma', 'grn.beta'))[:-2])),
-        (r'classifier\.[02]\.(weight|bias)',), {'.gamma': lambda value: value.view(-1, 1, 1)}),
+    Dialect(
+        'timm features',
+        tuple((ours, theirs.replace('stem.', 'stem_').replace('stages.', 'stages_')) for ours, theirs in _TIMM),
+        _TIMM_OTHERS,
+    ),
+    Dialect(
+        'torchvision',
+        (
+            ('downsample_layers.0.{k}.{p}', 'features.0.{k}.{p}'),
+            *((f'downsample_layers.{s}.{{k}}.{{p}}', f'features.{2 * s}.{{k}}.{{p}}') for s in (1, 2, 3)),
+            *(
+                (ours.replace('{s}', str(s)), theirs)
+                for s in range(4)
+                for ours, theirs in _block(
+                    f'features.{2 * s + 1}.{{b}}',
+                    'block.0',
+                    'block.2',
+                    'block.3',
+                    'block.5',
+                    'layer_scale',
+                    ('grn.gamma', 'grn.beta'),
+                )[:-2]
+            ),
+        ),
+        (r'classifier\.[02]\.(weight|bias)',),
+        {'.gamma': lambda value: value.view(-1, 1, 1)},
+    ),
     # ConvNextModel, ConvNextV2Model and what is made of them, such as ConvNextBackbone
-    Dialect('hf', (
-        ('downsample_layers.0.0.{p}', 'embeddings.patch_embeddings.{p}'),
-        ('downsample_layers.0.1.{p}', 'embeddings.layernorm.{p}'),
-        ('downsample_layers.{d}.{k}.{p}', 'encoder.stages.{d}.downsampling_layer.{k}.{p}'),
-        *_block('encoder.stages.{s}.layers.{b}', 'dwconv', 'layernorm', 'pwconv1', 'pwconv2', 'layer_scale_parameter',
-                ('grn.weight', 'grn.bias')),
-        *((f'norm{s}.{{p}}', f'hidden_states_norms.stage{s + 1}.{{p}}') for s in range(4))),
-        (r'layernorm\.(weight|bias)',), {'grn.gamma': _grn_4d, 'grn.beta': _grn_4d}),
-    Dialect('hf dinov3', (
-        ('downsample_layers.{s}.{k}.{p}', 'stages.{s}.downsample_layers.{k}.{p}'),
-        *_block('stages.{s}.layers.{b}', 'depthwise_conv', 'layer_norm', 'pointwise_conv1', 'pointwise_conv2', 'gamma',
-                ('grn.weight', 'grn.bias'))[:-2]),
-        (r'layer_norm\.(weight|bias)',)),
+    Dialect(
+        'hf',
+        (
+            ('downsample_layers.0.0.{p}', 'embeddings.patch_embeddings.{p}'),
+            ('downsample_layers.0.1.{p}', 'embeddings.layernorm.{p}'),
+            ('downsample_layers.{d}.{k}.{p}', 'encoder.stages.{d}.downsampling_layer.{k}.{p}'),
+            *_block(
+                'encoder.stages.{s}.layers.{b}',
+                'dwconv',
+                'layernorm',
+                'pwconv1',
+                'pwconv2',
+                'layer_scale_parameter',
+                ('grn.weight', 'grn.bias'),
+            ),
+            *((f'norm{s}.{{p}}', f'hidden_states_norms.stage{s + 1}.{{p}}') for s in range(4)),
+        ),
+        (r'layernorm\.(weight|bias)',),
+        {'grn.gamma': _grn_4d, 'grn.beta': _grn_4d},
+    ),
+    Dialect(
+        'hf dinov3',
+        (
+            ('downsample_layers.{s}.{k}.{p}', 'stages.{s}.downsample_layers.{k}.{p}'),
+            *_block(
+                'stages.{s}.layers.{b}',
+                'depthwise_conv',
+                'layer_norm',
+                'pointwise_conv1',
+                'pointwise_conv2',
+                'gamma',
+                ('grn.weight', 'grn.bias'),
+            )[:-2],
+        ),
+        (r'layer_norm\.(weight|bias)',),
+    ),
     # mmpretrain 1.x and mmcls 0.x
-    Dialect('mmpretrain', (
-        _STEM, _DOWNSAMPLE,
-        *_block('stages.{s}.{b}', 'depthwise_conv', 'norm', 'pointwise_conv1', 'pointwise_conv2', 'gamma',
-                ('grn.gamma', 'grn.beta')),
-        _OUTPUT_NORM),
-        (r'head\.fc\.(weight|bias)',)),
+    Dialect(
+        'mmpretrain',
+        (
+            _STEM,
+            _DOWNSAMPLE,
+            *_block(
+                'stages.{s}.{b}',
+                'depthwise_conv',
+                'norm',
+                'pointwise_conv1',
+                'pointwise_conv2',
+                'gamma',
+                ('grn.gamma', 'grn.beta'),
+            ),
+            _OUTPUT_NORM,
+        ),
+        (r'head\.fc\.(weight|bias)',),
+    ),
 )
 
 # What training tools put between the parts of a name, wherever it stands.
@@ -203,6 +279,7 @@ def tensors_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 @dataclass
 class Backbone:
     """A ConvNeXt in a file: ``tensors`` by our names in our layouts, ``names`` theirs, ``surplus`` what is unknown."""
+
     prefix: str
     dialect: Dialect
     names: dict[str, str]
@@ -220,8 +297,9 @@ def find_backbones(tensors: Mapping[str, Tensor]) -> list[Backbone]:
             if parts:
                 rows.setdefault(parts[0], []).append((parts[1], name))
         for prefix, found in rows.items():
-            if any(ours.startswith('stages.') for ours, _ in found) \
-                    and len(found) > len(best.get(prefix, (None, ()))[1]):
+            if any(ours.startswith('stages.') for ours, _ in found) and len(found) > len(
+                best.get(prefix, (None, ()))[1]
+            ):
                 best[prefix] = dialect, found
     backbones = []
     for prefix, (dialect, found) in best.items():
@@ -232,8 +310,11 @@ def find_backbones(tensors: Mapping[str, Tensor]) -> list[Backbone]:
                 surplus.append(theirs)
             names.setdefault(ours, theirs)
         used = set(names.values()) | set(surplus)
-        surplus += [name for name in tensors if name.startswith(prefix) and name not in used
-                    and not dialect.is_other(name[len(prefix):])]
+        surplus += [
+            name
+            for name in tensors
+            if name.startswith(prefix) and name not in used and not dialect.is_other(name[len(prefix) :])
+        ]
         values = {ours: our_layout(ours, theirs, tensors[theirs]) for ours, theirs in names.items()}
         backbones.append(Backbone(prefix, dialect, names, values, surplus))
     return backbones
@@ -260,6 +341,7 @@ def choose(backbones: list[Backbone], prefix: str | None = None) -> Backbone:
     Raises:
         UserError: None has the prefix, or several are equally good.
     """
+
     def parts(backbone: Backbone) -> list[str]:
         return backbone.prefix.split('.')[:-1]
 
@@ -268,25 +350,30 @@ def choose(backbones: list[Backbone], prefix: str | None = None) -> Backbone:
         wanted = f'.{prefix.strip(".")}.'
         backbones = [backbone for backbone in backbones if wanted in '.' + backbone.prefix]
         if not backbones:
-            raise UserError(f'the file has no ConvNeXt with the prefix {prefix!r}, it has one at {listed}: correct the '
-                            'prefix or leave it out')
+            raise UserError(
+                f'the file has no ConvNeXt with the prefix {prefix!r}, it has one at {listed}: correct the '
+                'prefix or leave it out'
+            )
     first = [backbone for backbone in backbones if not SECOND_CHOICE.intersection(parts(backbone))] or backbones
     if len(first) > 1:
-        raise UserError(f'the file has several ConvNeXts, at the prefixes {listed}: choose one by prefix=... in '
-                        'init_cfg')
+        raise UserError(
+            f'the file has several ConvNeXts, at the prefixes {listed}: choose one by prefix=... in init_cfg'
+        )
     return first[0]
 
 
-def fit_state_dict(model: ConvNeXt, found: Mapping[str, Any], prefix: str | None = None, note: str = '',
-                   place: str = '') -> dict[str, Tensor]:
+def fit_state_dict(
+    model: ConvNeXt, found: Mapping[str, Any], prefix: str | None = None, note: str = '', place: str = ''
+) -> dict[str, Tensor]:
     """The state dict of ``model`` out of a checkpoint, as :func:`match`; logs its line with ``note`` behind it."""
     state, line = match(model, found, prefix, place)
     print_log('; '.join(filter(None, (line, note))), logger='current')
     return state
 
 
-def match(model: ConvNeXt, found: Mapping[str, Any], prefix: str | None = None, place: str = ''
-          ) -> tuple[dict[str, Tensor], str]:
+def match(
+    model: ConvNeXt, found: Mapping[str, Any], prefix: str | None = None, place: str = ''
+) -> tuple[dict[str, Tensor], str]:
     """The state dict of ``model`` out of a checkpoint in any dialect.
 
     Args:
@@ -309,17 +396,25 @@ def match(model: ConvNeXt, found: Mapping[str, Any], prefix: str | None = None, 
         names = list(tensors) or (list(found) if isinstance(found, Mapping) else [type(found).__name__])
         raise UserError(
             f'this load offers the ConvNeXt{f" at {place!r}" if place else ""} none of its tensors: '
-            + (f'it holds no ConvNeXt in a known layout, its first names are {names[:3]}; ' if names else
-               f'no name in it starts with {place!r}; ')
+            + (
+                f'it holds no ConvNeXt in a known layout, its first names are {names[:3]}; '
+                if names
+                else f'no name in it starts with {place!r}; '
+            )
             + "give the file of a ConvNeXt as init_cfg, or load through mmengine's runner with "
-            "custom_hooks=[dict(type='ConvNeXtLoadHook')], which unwraps whole files")
+            "custom_hooks=[dict(type='ConvNeXtLoadHook')], which unwraps whole files"
+        )
     chosen = choose(backbones, prefix)
     given = chosen.tensors
     wanted = {WRAPPED_MODULES.sub('', name): param.detach() for name, param in model.named_parameters()}
     left_out = [name for name in given if name not in wanted and _is_left_out(model, name)]
     given = {name: value for name, value in given.items() if name not in left_out}
-    new = [name for name in wanted if re.match(r'norm\d\.', name)
-           and not any(f'{name.split(".")[0]}.{part}' in given for part in ('weight', 'bias'))]
+    new = [
+        name
+        for name in wanted
+        if re.match(r'norm\d\.', name)
+        and not any(f'{name.split(".")[0]}.{part}' in given for part in ('weight', 'bias'))
+    ]
     missing = [name for name in wanted if name not in given and name not in new]
     unknown = chosen.surplus + [chosen.names[name] for name in given if name not in wanted]
     given, changes = _adapted(model, given)
@@ -331,11 +426,20 @@ def match(model: ConvNeXt, found: Mapping[str, Any], prefix: str | None = None, 
         elif tuple(value.shape) != shape:
             differing.append(f'{chosen.names[name]} {tuple(value.shape)} for {shape}')
     if missing or unknown or differing:
-        raise UserError('these weights do not fit the ConvNeXt' + (f' at {place!r}' if place else '') + ''.join(
-            f'; {len(names)} {what}: {", ".join(names[:3])}{", ..." if len(names) > 3 else ""}'
-            for what, names in (('tensors of the model are not in the file', missing),
-                                ('tensors of the file are not in the model', unknown),
-                                ('shapes differ', differing)) if names) + _advice(model, chosen))
+        raise UserError(
+            'these weights do not fit the ConvNeXt'
+            + (f' at {place!r}' if place else '')
+            + ''.join(
+                f'; {len(names)} {what}: {", ".join(names[:3])}{", ..." if len(names) > 3 else ""}'
+                for what, names in (
+                    ('tensors of the model are not in the file', missing),
+                    ('tensors of the file are not in the model', unknown),
+                    ('shapes differ', differing),
+                )
+                if names
+            )
+            + _advice(model, chosen)
+        )
 
     line = _summary(model, chosen, given, new, left_out, changes, backbones)
     return {**given, **{name: wanted[name] for name in new}}, line
@@ -355,8 +459,11 @@ def _adapted(model: ConvNeXt, given: dict[str, Tensor]) -> tuple[dict[str, Tenso
         given = {**given, stem: adapted.to(value.dtype)}
         changes.append(f'the stem is adapted from 3 to {channels} input channels')
     side = model.kernel_size
-    kernels = {name: value for name, value in given.items() if name.endswith('.dwconv.weight') and value.ndim == 4
-               and value.shape[2] == value.shape[3] != side}
+    kernels = {
+        name: value
+        for name, value in given.items()
+        if name.endswith('.dwconv.weight') and value.ndim == 4 and value.shape[2] == value.shape[3] != side
+    }
     if side != DEFAULT_KERNEL_SIZE and kernels:  # asked for explicitly
         before = next(iter(kernels.values())).shape[2]
         given = {**given, **{name: _resized(value, side) for name, value in kernels.items()}}
@@ -367,7 +474,7 @@ def _adapted(model: ConvNeXt, given: dict[str, Tensor]) -> tuple[dict[str, Tenso
 def _resized(kernel: Tensor, side: int) -> Tensor:
     """(C, 1, k, k) -> (C, 1, side, side) of about the same sum."""
     resized = F.interpolate(kernel.float(), size=(side, side), mode='bicubic', align_corners=False)
-    return (resized * (kernel.shape[2] / side)**2).to(kernel.dtype)
+    return (resized * (kernel.shape[2] / side) ** 2).to(kernel.dtype)
 
 
 def _is_left_out(model: ConvNeXt, name: str) -> bool:
@@ -379,8 +486,15 @@ def _is_left_out(model: ConvNeXt, name: str) -> bool:
     return bool(stage) and int(stage[1]) >= len(model.stages)
 
 
-def _summary(model: ConvNeXt, chosen: Backbone, given: Mapping[str, Tensor], new: list[str], left_out: Iterable[str],
-             changes: Iterable[str], backbones: Iterable[Backbone]) -> str:
+def _summary(
+    model: ConvNeXt,
+    chosen: Backbone,
+    given: Mapping[str, Tensor],
+    new: list[str],
+    left_out: Iterable[str],
+    changes: Iterable[str],
+    backbones: Iterable[Backbone],
+) -> str:
     norms = sorted({name.split('.')[0] for name in new})
     dtypes = sorted({str(value.dtype).removeprefix('torch.') for value in given.values()} - {'float32'})
     prefix = f' (prefix {chosen.prefix!r})' if chosen.prefix else ''
@@ -389,18 +503,22 @@ def _summary(model: ConvNeXt, chosen: Backbone, given: Mapping[str, Tensor], new
     arch = _arch(model.depths, model.channels)
     name = arch if isinstance(arch, str) else as_written({'arch': arch}).removeprefix('arch=')
     file = as_written({'arch': arguments_of(chosen.tensors)['arch']})
-    return '; '.join((
-        f'ConvNeXt {name}: {len(given)} of {sum(1 for _ in model.parameters()) - len(new)} tensors from '
-        f'{"an" if chosen.dialect.name[0] in "ho" else "a"} {chosen.dialect.name} file{prefix}',
-        *([f'stored as {", ".join(dtypes)}'] if dtypes else []),
-        *changes,
-        *([f'{", ".join(norms)} start new, as they must for ImageNet weights'] if norms else []),
-        *([f'stage {", ".join(stages)} of the file ({file}) is not built by out_indices'] if stages else []),
-        *([f'not taken: the copy at {", ".join(map(repr, unused))}'] if unused else [])))
+    return '; '.join(
+        (
+            f'ConvNeXt {name}: {len(given)} of {sum(1 for _ in model.parameters()) - len(new)} tensors from '
+            f'{"an" if chosen.dialect.name[0] in "ho" else "a"} {chosen.dialect.name} file{prefix}',
+            *([f'stored as {", ".join(dtypes)}'] if dtypes else []),
+            *changes,
+            *([f'{", ".join(norms)} start new, as they must for ImageNet weights'] if norms else []),
+            *([f'stage {", ".join(stages)} of the file ({file}) is not built by out_indices'] if stages else []),
+            *([f'not taken: the copy at {", ".join(map(repr, unused))}'] if unused else []),
+        )
+    )
 
 
 def arguments_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The arguments of ConvNeXt that weights under our names ask for."""
+
     def shape(name: str) -> tuple[int, ...]:
         return tuple(tensors[name].shape) if name in tensors and tensors[name].ndim == 4 else ()
 
@@ -418,17 +536,20 @@ def arguments_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         'use_grn': any('.grn.' in name for name in tensors),
         'layer_scale_init_value': 1.0 if scaled else 0,
         **(dict(in_channels=stem[1], stem_patch_size=stem[2]) if stem else {}),
-        **(dict(kernel_size=kernel[2]) if kernel else {})}
+        **(dict(kernel_size=kernel[2]) if kernel else {}),
+    }
 
 
 def _arch(depths: tuple[int, ...], channels: tuple[int, ...]) -> str | dict[str, tuple[int, ...]]:
     from .backbone import ARCHS  # backbone.py imports this module
+
     arch = dict(depths=depths, channels=channels)
     return next((name for name, known in ARCHS.items() if known == arch), arch)
 
 
 def as_written(arguments: Mapping[str, Any]) -> str:
     """Arguments as they stand in a config."""
+
     def value(item: Any) -> str:
         if isinstance(item, dict):
             return f'dict({as_written({key: list(numbers) for key, numbers in item.items()})})'
@@ -442,12 +563,16 @@ def _advice(model: ConvNeXt, chosen: Backbone) -> str:
     file, own = arguments_of(chosen.tensors), arguments_of(dict(model.named_parameters()))
     own['arch'] = _arch(model.depths, model.channels)  # with the stages that out_indices leaves out
     differing = [key for key in file if file[key] != own.get(key)]
-    text = (f': the file ({chosen.dialect.name} names, prefix {chosen.prefix!r}) looks like '
-            f'{as_written({"arch": file["arch"]})}, the model is {as_written({"arch": own["arch"]})}; ')
+    text = (
+        f': the file ({chosen.dialect.name} names, prefix {chosen.prefix!r}) looks like '
+        f'{as_written({"arch": file["arch"]})}, the model is {as_written({"arch": own["arch"]})}; '
+    )
     if not differing:
         return text + 'the file is incomplete or damaged: give another one'
-    return (text + f'set {as_written({key: file[key] for key in differing})} in the backbone, or give a file for '
-            f'{as_written({key: own[key] for key in differing if key in own})}')
+    return (
+        text + f'set {as_written({key: file[key] for key in differing})} in the backbone, or give a file for '
+        f'{as_written({key: own[key] for key in differing if key in own})}'
+    )
 
 
 def allow_mmengine_checkpoints() -> None:
@@ -460,12 +585,22 @@ def allow_mmengine_checkpoints() -> None:
         return
     array, scalar = (value.__reduce__()[0] for value in (np.empty(0), np.float64(0)))
     kinds = (bool, np.float16, np.float32, np.float64, np.int8, np.uint8, np.int32, np.int64, str)
-    torch.serialization.add_safe_globals([
-        argparse.Namespace, HistoryBuffer, (_history_method, 'builtins.getattr'), np.ndarray, np.dtype,
-        *{type(np.dtype(kind)) for kind in kinds},
-        # numpy 2 renamed the module; files name the one or the other.
-        *((function, f'numpy.{module}.multiarray.{name}') for module in ('core', '_core')
-          for function, name in ((array, '_reconstruct'), (scalar, 'scalar')))])
+    torch.serialization.add_safe_globals(
+        [
+            argparse.Namespace,
+            HistoryBuffer,
+            (_history_method, 'builtins.getattr'),
+            np.ndarray,
+            np.dtype,
+            *{type(np.dtype(kind)) for kind in kinds},
+            # numpy 2 renamed the module; files name the one or the other.
+            *(
+                (function, f'numpy.{module}.multiarray.{name}')
+                for module in ('core', '_core')
+                for function, name in ((array, '_reconstruct'), (scalar, 'scalar'))
+            ),
+        ]
+    )
 
 
 def _history_method(owner: type, name: str) -> Any:

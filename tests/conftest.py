@@ -1,4 +1,5 @@
 """Shared fixtures: small sample data, and the tools run in this process or as a user would."""
+
 import os
 import runpy
 import subprocess
@@ -17,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def digits(tmp_path_factory) -> Path:
     """A folder for CONVNEXT_DENSE_DATA with the digits under their own names."""
     from convnext_dense.sample_data import write_sample_data
+
     folder = tmp_path_factory.mktemp('data')
     write_sample_data(folder / 'digits', num_train=32, num_val=8)
     return folder
@@ -26,6 +28,7 @@ def digits(tmp_path_factory) -> Path:
 def official_names(tmp_path_factory) -> Path:
     """A folder for CONVNEXT_DENSE_DATA that the official recipes read: two images in each split."""
     from convnext_dense.sample_data import write_sample_data
+
     return write_sample_data(tmp_path_factory.mktemp('named') / 'data', names='coco', num_train=2, num_val=2)
 
 
@@ -60,8 +63,12 @@ def logged(monkeypatch) -> list[str]:
 def start(name: str, *args: object, data: Path) -> subprocess.Popen:
     """Start ``python tools/NAME.py ARGS`` as a user would."""
     return subprocess.Popen(
-        [sys.executable, str(ROOT / 'tools' / f'{name}.py'), *map(str, args)], text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, env=dict(os.environ, CONVNEXT_DENSE_DATA=str(data)))
+        [sys.executable, str(ROOT / 'tools' / f'{name}.py'), *map(str, args)],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=dict(os.environ, CONVNEXT_DENSE_DATA=str(data)),
+    )
 
 
 def kill_all(process: subprocess.Popen) -> None:

@@ -1,4 +1,5 @@
 """The loading benchmark measures what it says, on a small arch."""
+
 import json
 import subprocess
 import sys
@@ -9,8 +10,20 @@ from conftest import ROOT
 
 @pytest.mark.slow
 def test_loading_benchmark(tmp_path):
-    subprocess.run([sys.executable, ROOT / 'tools/benchmark_loading.py', '--arch', 'atto', '--repeats', '1', '--out',
-                    tmp_path / 'figures.json'], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [
+            sys.executable,
+            ROOT / 'tools/benchmark_loading.py',
+            '--arch',
+            'atto',
+            '--repeats',
+            '1',
+            '--out',
+            tmp_path / 'figures.json',
+        ],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     figures = json.loads((tmp_path / 'figures.json').read_text())
     assert figures['file_mib'] > 14  # 3.7 million fp32 numbers
     assert set(figures['runs']) == {'bare', 'pretrained', 'load_state_dict'}

@@ -1,4 +1,5 @@
 """Counts of parameters and FLOPs, against counts by hand and by torch's own counter."""
+
 import copy
 
 import pytest
@@ -22,12 +23,12 @@ def config(leaf: str) -> Config:
 
 def flops_of(module: nn.Module, *sizes: int) -> int:
     with torch.device('meta'):
-        return _count(copy.deepcopy(module).to('meta').eval(), lambda module, image: module(image.new_empty(sizes)),
-                      (1, 1)).total_flops
+        return _count(
+            copy.deepcopy(module).to('meta').eval(), lambda module, image: module(image.new_empty(sizes)), (1, 1)
+        ).total_flops
 
 
 class Attention(nn.Module):
-
     def __init__(self, fused: bool) -> None:
         super().__init__()
         self.fused = fused
@@ -39,22 +40,25 @@ class Attention(nn.Module):
 
 
 # One multiply-add is one; by hand.
-@pytest.mark.parametrize('module, sizes, flops', [
-    (nn.Conv2d(3, 8, 4, 4), (2, 3, 16, 16), 2 * 8 * 4 * 4 * 3 * 4 * 4),
-    (nn.Conv2d(8, 8, 7, padding=3, groups=8), (1, 8, 10, 10), 8 * 10 * 10 * 7 * 7),
-    (nn.ConvTranspose2d(4, 6, 2, 2), (1, 4, 5, 5), 4 * 5 * 5 * 6 * 2 * 2),
-    (nn.Linear(5, 7), (3, 5), 3 * 5 * 7),
-    (nn.Linear(5, 7), (2, 3, 3, 5), 2 * 3 * 3 * 5 * 7),
-    (nn.Linear(5, 7, bias=False), (2, 3, 5), 2 * 3 * 5 * 7),
-    (nn.LayerNorm(6), (2, 3, 6), 5 * 36),
-    (nn.GroupNorm(2, 6), (2, 6, 3, 3), 5 * 108),
-    (nn.BatchNorm2d(6), (2, 6, 3, 3), 2 * 108),
-    (nn.Upsample(scale_factor=2), (1, 2, 3, 3), 72),
-    (nn.Upsample(scale_factor=2, mode='bilinear'), (1, 2, 3, 3), 4 * 72),
-    (nn.Sequential(nn.GELU(), nn.ReLU(inplace=True), nn.Softmax(-1), nn.MaxPool2d(2)), (1, 2, 4, 4), 0),
-    (Attention(fused=False), (2, 4, 10, 8), 2 * 2 * 4 * 10 * 10 * 8),
-    (Attention(fused=True), (2, 4, 10, 8), 2 * 2 * 4 * 10 * 10 * 8),
-])
+@pytest.mark.parametrize(
+    'module, sizes, flops',
+    [
+        (nn.Conv2d(3, 8, 4, 4), (2, 3, 16, 16), 2 * 8 * 4 * 4 * 3 * 4 * 4),
+        (nn.Conv2d(8, 8, 7, padding=3, groups=8), (1, 8, 10, 10), 8 * 10 * 10 * 7 * 7),
+        (nn.ConvTranspose2d(4, 6, 2, 2), (1, 4, 5, 5), 4 * 5 * 5 * 6 * 2 * 2),
+        (nn.Linear(5, 7), (3, 5), 3 * 5 * 7),
+        (nn.Linear(5, 7), (2, 3, 3, 5), 2 * 3 * 3 * 5 * 7),
+        (nn.Linear(5, 7, bias=False), (2, 3, 5), 2 * 3 * 5 * 7),
+        (nn.LayerNorm(6), (2, 3, 6), 5 * 36),
+        (nn.GroupNorm(2, 6), (2, 6, 3, 3), 5 * 108),
+        (nn.BatchNorm2d(6), (2, 6, 3, 3), 2 * 108),
+        (nn.Upsample(scale_factor=2), (1, 2, 3, 3), 72),
+        (nn.Upsample(scale_factor=2, mode='bilinear'), (1, 2, 3, 3), 4 * 72),
+        (nn.Sequential(nn.GELU(), nn.ReLU(inplace=True), nn.Softmax(-1), nn.MaxPool2d(2)), (1, 2, 4, 4), 0),
+        (Attention(fused=False), (2, 4, 10, 8), 2 * 2 * 4 * 10 * 10 * 8),
+        (Attention(fused=True), (2, 4, 10, 8), 2 * 2 * 4 * 10 * 10 * 8),
+    ],
+)
 def test_count_by_hand(module, sizes, flops):
     assert flops_of(module, *sizes) == flops
 
@@ -85,9 +89,14 @@ def test_forward_that_needs_values_is_an_error():
         _count(nn.ModuleList(), lambda _, image: image.nonzero(), (4, 4))
 
 
-@pytest.mark.parametrize('leaf, shape', [
-    ('mask_rcnn/swin_t_3x_coco.py', (800, 1280)), ('upernet/swin_t_512_160k_ade20k.py', (512, 2048)),
-    ('upernet/swin_b_in22k_640_160k_ade20k.py', (640, 2560))])
+@pytest.mark.parametrize(
+    'leaf, shape',
+    [
+        ('mask_rcnn/swin_t_3x_coco.py', (800, 1280)),
+        ('upernet/swin_t_512_160k_ade20k.py', (512, 2048)),
+        ('upernet/swin_b_in22k_640_160k_ade20k.py', (640, 2560)),
+    ],
+)
 def test_image_of_the_tables(leaf, shape):
     assert image_shape(config(leaf)) == shape
 
@@ -99,7 +108,7 @@ def test_parts_of_a_detector():
     assert large.flops['backbone'] == 2 * small.flops['backbone'] and large.flops['neck'] == 2 * small.flops['neck']
     # A 3x3 and two 1x1 convolutions of the RPN on five levels.
     per_position = 256 * (9 * 256 + 3 + 12)
-    positions = sum((320 >> i)**2 for i in range(2, 7))
+    positions = sum((320 >> i) ** 2 for i in range(2, 7))
     rpn = per_position * positions
     assert large.flops['heads'] - small.flops['heads'] == rpn
     boxes = 1000 * (256 * 7 * 7 * 1024 + 1024 * 1024 + 1024 * (81 + 320))
@@ -110,13 +119,14 @@ def test_parts_of_a_detector():
 
 
 def test_cascade_has_three_stages():
-    one, three = (count(config(f'{name}/convnext_t_3x_coco.py'), (320, 320)) for name in (
-        'mask_rcnn', 'cascade_mask_rcnn'))
+    one, three = (
+        count(config(f'{name}/convnext_t_3x_coco.py'), (320, 320)) for name in ('mask_rcnn', 'cascade_mask_rcnn')
+    )
     assert (one.flops['backbone'], one.flops['neck']) == (three.flops['backbone'], three.flops['neck'])
     masks = 100 * (4 * 256 * 256 * 9 * 14 * 14 + 256 * 256 * 4 * 14 * 14 + 256 * 80 * 28 * 28)
     # Four convolutions with BN, one fully connected layer, classes and boxes.
     boxes = 1000 * (4 * (9 * 256 + 2) * 256 * 7 * 7 + 256 * 7 * 7 * 1024 + 1024 * (81 + 320))
-    rpn = 256 * (9 * 256 + 3 + 12) * sum((320 >> i)**2 for i in range(2, 7))
+    rpn = 256 * (9 * 256 + 3 + 12) * sum((320 >> i) ** 2 for i in range(2, 7))
     assert three.flops['heads'] == rpn + 3 * (boxes + masks)
 
 
@@ -133,7 +143,7 @@ def test_auxiliary_head_has_parameters_and_no_flops():
 def test_attention_of_swin():
     """Windows of 7x7 at 224x224: no padding, 49 keys for each of 56 * 56 queries and so on, two products."""
     found = count(config('upernet/swin_t_512_160k_ade20k.py'), (224, 224))
-    assert found.attention == sum(2 * depth * (56 >> i)**2 * 49 * (96 << i) for i, depth in enumerate((2, 2, 6, 2)))
+    assert found.attention == sum(2 * depth * (56 >> i) ** 2 * 49 * (96 << i) for i, depth in enumerate((2, 2, 6, 2)))
 
 
 def test_classifier_of_imagenet():
@@ -151,7 +161,6 @@ def test_heads_with_other_rois_are_an_error():
 
 
 class TestTool:
-
     def test_configs(self, tool):
         message, text = tool('get_flops', ROOT / 'configs/mask_rcnn/convnext_digits.py', '--shape', '96x64')
         assert message is None
@@ -160,8 +169,13 @@ class TestTool:
         name, image, params, *_ = row.split()
         assert name.endswith('convnext_digits.py') and image == '96x64' and params == '3.61'
 
-    @pytest.mark.parametrize('args, error', [
-        ([], 'give config files or --all'), (['--all', 'x.py'], 'give config files or --all'),
-        (['no.py'], 'there is no config file no.py')])
+    @pytest.mark.parametrize(
+        'args, error',
+        [
+            ([], 'give config files or --all'),
+            (['--all', 'x.py'], 'give config files or --all'),
+            (['no.py'], 'there is no config file no.py'),
+        ],
+    )
     def test_errors(self, tool, args, error):
         assert error in tool('get_flops', *args)[0]

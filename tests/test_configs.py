@@ -1,4 +1,5 @@
 """Every shipped config: it resolves, agrees with its arch and its recipe, builds, trains and predicts."""
+
 import copy
 import csv
 import functools
@@ -82,7 +83,8 @@ def test_leaf(leaf):
     if 'auxiliary_head' in cfg.model:
         assert cfg.model.auxiliary_head.in_channels == channels[cfg.model.auxiliary_head.in_index]
     assert cfg.optim_wrapper.constructor == (
-        'ConvNeXtLayerDecayConstructor' if 'convnext' in leaf else 'DefaultOptimWrapperConstructor')
+        'ConvNeXtLayerDecayConstructor' if 'convnext' in leaf else 'DefaultOptimWrapperConstructor'
+    )
     if 'digits' not in leaf:
         assert 5 <= len((ROOT / 'configs' / leaf).read_text().splitlines()) <= 15
         assert cfg.model.backbone.init_cfg.type == 'Pretrained'
@@ -93,7 +95,7 @@ def test_no_six_lines_stand_in_two_leaves():
     for leaf in RECIPES:
         lines = (ROOT / 'configs' / leaf).read_text().splitlines()
         for i in range(len(lines) - 5):
-            runs.setdefault((leaf.split('/')[0], *lines[i:i + 6]), []).append(leaf)
+            runs.setdefault((leaf.split('/')[0], *lines[i : i + 6]), []).append(leaf)
     assert [leaves for leaves in runs.values() if len(leaves) > 1] == []
 
 
@@ -115,7 +117,8 @@ def test_official_recipe(row):
         assert backbone.arch == row['arch'] and (built.depths, built.channels) == (tuple(depths), tuple(dims))
         assert backbone.layer_scale_init_value == float(row['layer_scale_init'])
         assert backbone.init_cfg == dict(
-            type='Pretrained', checkpoint=f'https://dl.fbaipublicfiles.com/convnext/{row["pretrain"]}.pth')
+            type='Pretrained', checkpoint=f'https://dl.fbaipublicfiles.com/convnext/{row["pretrain"]}.pth'
+        )
         assert wrapper.paramwise_cfg == dict(decay_type=row['decay_type'], decay_rate=float(row['decay_rate']))
     else:
         # Heads of 32 channels.
@@ -124,8 +127,12 @@ def test_official_recipe(row):
         assert ('22k' in row['pretrain']) == ('22k' in backbone.init_cfg.checkpoint)
         assert row['decay_type'] == 'none (0 decay on position tables and norms)'
     assert wrapper.type == dict(fp16='AmpOptimWrapper', fp32='OptimWrapper')[row['amp']]
-    assert wrapper.optimizer == dict(type='AdamW', lr=float(row['lr']), weight_decay=float(row['weight_decay']),
-                                     betas=tuple(float(beta) for beta in row['betas'].split('-')))
+    assert wrapper.optimizer == dict(
+        type='AdamW',
+        lr=float(row['lr']),
+        weight_decay=float(row['weight_decay']),
+        betas=tuple(float(beta) for beta in row['betas'].split('-')),
+    )
     assert cfg.train_dataloader.batch_size == int(row['batch_per_gpu'])
     assert cfg.auto_scale_lr == dict(enable=False, base_batch_size=int(row['batch_per_gpu']) * int(row['gpus']))
     if cfg.default_scope == 'mmdet':
@@ -133,8 +140,14 @@ def test_official_recipe(row):
         warm_up, steps = cfg.param_scheduler
         assert row['warmup'] == 'linear 500 it from 0.001x'
         assert warm_up == dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=500)
-        assert steps == dict(type='MultiStepLR', by_epoch=True, begin=0, end=36, gamma=0.1,
-                             milestones=[int(n) for n in row['milestones'].split('-')])
+        assert steps == dict(
+            type='MultiStepLR',
+            by_epoch=True,
+            begin=0,
+            end=36,
+            gamma=0.1,
+            milestones=[int(n) for n in row['milestones'].split('-')],
+        )
     else:
         assert row['schedule'] == '160k iterations' and cfg.train_cfg.max_iters == 160000
         assert row['milestones'] == 'poly power 1.0 to 0 from iteration 0 (warm-up multiplied on)'
@@ -148,12 +161,14 @@ def test_official_recipe(row):
             slide = dict(crop_size=(side, side), stride=(int(row['slide_stride']),) * 2)
         assert cfg.model.test_cfg == dict(mode=row['test_mode'], **slide)
         assert cfg.model.data_preprocessor.size == (side, side)
-        resize, crop = (next(step for step in cfg.train_dataloader.dataset.pipeline if step.type == kind)
-                        for kind in ('RandomResize', 'RandomCrop'))
+        resize, crop = (
+            next(step for step in cfg.train_dataloader.dataset.pipeline if step.type == kind)
+            for kind in ('RandomResize', 'RandomCrop')
+        )
         assert resize.scale == (4 * side, side) and resize.ratio_range == (0.5, 2.0)
         assert crop.crop_size == (side, side) and crop.cat_max_ratio == 0.75
         for split in ('val', 'test'):
-            resize, = (step for step in cfg[f'{split}_dataloader'].dataset.pipeline if step.type == 'Resize')
+            (resize,) = (step for step in cfg[f'{split}_dataloader'].dataset.pipeline if step.type == 'Resize')
             assert resize.scale == (4 * side, side) and resize.keep_ratio
         assert cfg.model.auxiliary_head.in_channels == int(row['aux_in_channels'])
         assert cfg.model.decode_head.num_classes == cfg.model.auxiliary_head.num_classes == 150
@@ -176,10 +191,11 @@ def test_swin_is_as_its_authors_released_it(row):
     assert plain(cfg.optim_wrapper.optimizer) == theirs['optimizer']
     assert cfg.optim_wrapper.get('clip_grad') is theirs['clip_grad'] is None
     assert cfg.train_dataloader.batch_size == theirs['batch_size']
-    assert {key: value for key, value in plain(cfg.model.data_preprocessor).items() if key in theirs['image']} \
-        == theirs['image']
+    assert {
+        key: value for key, value in plain(cfg.model.data_preprocessor).items() if key in theirs['image']
+    } == theirs['image']
     assert plain(cfg.train_dataloader.dataset.pipeline) == theirs['train']
-    resize, = (step for step in cfg.test_dataloader.dataset.pipeline if step.type == 'Resize')
+    (resize,) = (step for step in cfg.test_dataloader.dataset.pipeline if step.type == 'Resize')
     assert list(resize.scale) == theirs['test_scale'] and resize.keep_ratio
     warm_up, steps = cfg.param_scheduler
     assert warm_up == theirs['warm_up']
@@ -202,7 +218,7 @@ def test_weight_decay_of_swin(row):
     decay = {names[id(param)]: group['weight_decay'] for group in groups for param in group['params']}
     assert len(decay) == sum(len(group['params']) for group in groups) == len(names)
     without = {name for name in decay if any(key in name for key in SWIN_AUTHORS['zero_decay'])}
-    assert decay == {name: 0. if name in without else float(row['weight_decay']) for name in names.values()}
+    assert decay == {name: 0.0 if name in without else float(row['weight_decay']) for name in names.values()}
     assert len(without) == SWIN_ZERO_DECAY[cfg.model.backbone.depths[2]]
     assert {name.split('.')[0] for name in without} == {'backbone'}
     assert {group['lr'] for group in groups} == {float(row['lr'])}
@@ -217,7 +233,7 @@ def test_weights_of_swin_load_as_released(tmp_path):
     theirs = timm.create_model('swin_tiny_patch4_window7_224', img_size=448).eval()
     state = {}
     for name, value in theirs.state_dict().items():
-        nn.init.normal_(value, std=.05)
+        nn.init.normal_(value, std=0.05)
         # timm merges patches at the start of a stage, the authors at the end of the one before.
         name = re.sub(r'layers\.(\d)\.downsample', lambda match: f'layers.{int(match[1]) - 1}.downsample', name)
         state[name.replace('head.fc', 'head')] = value
@@ -249,7 +265,8 @@ def test_recipe_without_a_row(name, like):
         assert ours.train_cfg == dict(type='EpochBasedTrainLoop', max_epochs=12, val_interval=1)
         assert ours.param_scheduler == [
             dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=500),
-            dict(type='MultiStepLR', by_epoch=True, begin=0, end=12, milestones=[8, 11], gamma=0.1)]
+            dict(type='MultiStepLR', by_epoch=True, begin=0, end=12, milestones=[8, 11], gamma=0.1),
+        ]
         assert ours.model.backbone.drop_path_rate == (0.1 if 'swin' in name else 0.2)
         ours.model.backbone.drop_path_rate = base.model.backbone.drop_path_rate
         assert ours.model == base.model
@@ -281,18 +298,22 @@ def test_layer_decay_of_the_recipe(row):
     fit_to_machine(cfg, 'none')
     groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
     # Two groups, with and without weight decay, for each layer: 0 to num_layers + 1, or stem, four stages and heads.
-    assert len(groups) == {'layer_wise': {6: 16, 12: 28}, 'stage_wise': {6: 12, 12: 12}}[row['decay_type']][
-        int(row['num_layers'])]
+    assert (
+        len(groups)
+        == {'layer_wise': {6: 16, 12: 28}, 'stage_wise': {6: 12, 12: 12}}[row['decay_type']][int(row['num_layers'])]
+    )
     params = [id(param) for group in groups for param in group['params']]
     assert sorted(params) == sorted(map(id, model.parameters()))
-    lowest = float(row['lr']) * float(row['decay_rate'])**(int(row['num_layers']) + 1)
+    lowest = float(row['lr']) * float(row['decay_rate']) ** (int(row['num_layers']) + 1)
     assert min(group['lr'] for group in groups) == pytest.approx(lowest)
     assert max(group['lr'] for group in groups) == float(row['lr'])
 
 
 # The small ones, and one of each kind, in every run of the tests; CI runs all.
-@pytest.mark.parametrize('leaf', [
-    leaf if re.search('_t_3x|_t_512|r50', leaf) else pytest.param(leaf, marks=pytest.mark.slow) for leaf in RECIPES])
+@pytest.mark.parametrize(
+    'leaf',
+    [leaf if re.search('_t_3x|_t_512|r50', leaf) else pytest.param(leaf, marks=pytest.mark.slow) for leaf in RECIPES],
+)
 def test_trains_and_predicts(leaf, official_names, monkeypatch):
     """Loss, backward and predictions at reduced size; every parameter gets a gradient, so DDP finds none unused."""
     monkeypatch.setenv('CONVNEXT_DENSE_DATA', str(official_names))
@@ -304,8 +325,12 @@ def test_trains_and_predicts(leaf, official_names, monkeypatch):
     train, test = cfg.train_dataloader.dataset, cfg.test_dataloader.dataset
     resize = dict(type='Resize', scale=(96, 96))
     labels = dict(with_bbox=True, with_mask=True) if detector else dict(reduce_zero_label=True)
-    train.pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', **labels), resize,
-                      train.pipeline[-1]]
+    train.pipeline = [
+        dict(type='LoadImageFromFile'),
+        dict(type='LoadAnnotations', **labels),
+        resize,
+        train.pipeline[-1],
+    ]
     test.pipeline = [resize if step.type == 'Resize' else step for step in test.pipeline]
     if detector:
         rcnn = cfg.model.train_cfg.rcnn
@@ -314,11 +339,11 @@ def test_trains_and_predicts(leaf, official_names, monkeypatch):
         cfg.model.train_cfg.rpn_proposal.max_per_img = 100
         # Random weights give every box and class about the same score.
         cfg.model.test_cfg.rpn.max_per_img = 20
-        cfg.model.test_cfg.rcnn.update(score_thr=0., max_per_img=5)
+        cfg.model.test_cfg.rcnn.update(score_thr=0.0, max_per_img=5)
     else:
         cfg.model.data_preprocessor.size = (96, 96)
     if 'drop_path_rate' in cfg.model.backbone:
-        cfg.model.backbone.drop_path_rate = 0.
+        cfg.model.backbone.drop_path_rate = 0.0
     cfg.model.backbone.init_cfg = None
     torch.manual_seed(0)
     model = MODELS.build(cfg.model).train()
@@ -337,7 +362,7 @@ def test_trains_and_predicts(leaf, official_names, monkeypatch):
 
     model.eval()
     with torch.no_grad():
-        sample, = model(**batch(test, 1, False), mode='predict')
+        (sample,) = model(**batch(test, 1, False), mode='predict')
     if detector:
         found = sample.pred_instances
         assert len(found) == 5 and found.masks.shape == (5, *sample.ori_shape) and found.labels.max() < 80
@@ -352,7 +377,10 @@ def test_every_recipe_has_a_reference():
 def test_cascade_heads_are_the_official_ones():
     heads = load('cascade_mask_rcnn/convnext_b_3x_coco.py').model.roi_head.bbox_head
     assert [head.bbox_coder.target_stds for head in heads] == [
-        [0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067]]
+        [0.1, 0.1, 0.2, 0.2],
+        [0.05, 0.05, 0.1, 0.1],
+        [0.033, 0.033, 0.067, 0.067],
+    ]
     for head in heads:
         assert (head.type, head.num_shared_convs, head.num_shared_fcs) == ('ConvFCBBoxHead', 4, 1)
         assert head.norm_cfg.type == 'SyncBN' and head.reg_decoded_bbox and not head.reg_class_agnostic

@@ -1,4 +1,5 @@
 """Several processes: DistributedDataParallel over every choice of outputs and frozen stages, and the launch scripts."""
+
 import itertools
 import json
 import os
@@ -37,7 +38,7 @@ def every_combination(rank: int, port: int, log: str) -> None:
         for out_indices in itertools.combinations(range(4), count):
             for frozen in range(out_indices[-1] + 2):
                 torch.manual_seed(0)
-                model = ConvNeXt(MICRO, out_indices=out_indices, frozen_stages=frozen, drop_path_rate=.9)
+                model = ConvNeXt(MICRO, out_indices=out_indices, frozen_stages=frozen, drop_path_rate=0.9)
                 wrapped = DistributedDataParallel(model, find_unused_parameters=False).train()
                 for step in range(3):  # a parameter without gradient is complained of in the next iteration
                     torch.manual_seed(10 * step + rank)
@@ -59,10 +60,16 @@ def test_no_unused_parameters(tmp_path):
 
 
 def launch(script: str, *args: object, data: Path) -> subprocess.Popen:
-    env = dict(os.environ, PYTHON=sys.executable, PORT=str(free_port()), OMP_NUM_THREADS='1',
-               CONVNEXT_DENSE_DATA=str(data))
-    return subprocess.Popen([str(ROOT / 'tools' / script), *map(str, args)], env=env, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    env = dict(
+        os.environ, PYTHON=sys.executable, PORT=str(free_port()), OMP_NUM_THREADS='1', CONVNEXT_DENSE_DATA=str(data)
+    )
+    return subprocess.Popen(
+        [str(ROOT / 'tools' / script), *map(str, args)],
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 SHORT = ('--cfg-options', 'train_cfg.max_epochs=1', 'train_cfg.val_interval=1')
@@ -82,8 +89,9 @@ def test_two_processes_train_and_test_like_one(digits, tmp_path, tool):
     message, _ = tool('test', MASK_RCNN, checkpoint, '--work-dir', tmp_path / 'one', data=digits)
     assert message is None
     one, two = (json.loads((tmp_path / folder / 'metrics.json').read_text()) for folder in ('one', 'two'))
-    assert {k: v for k, v in one.items() if k.startswith('coco/')} == \
-        {k: v for k, v in two.items() if k.startswith('coco/')}
+    assert {k: v for k, v in one.items() if k.startswith('coco/')} == {
+        k: v for k, v in two.items() if k.startswith('coco/')
+    }
     assert set(trained) == set(one)
 
 
@@ -91,8 +99,16 @@ def test_two_processes_train_and_test_like_one(digits, tmp_path, tool):
 @pytest.mark.parametrize('seed', range(3))
 def test_killed_processes_resume(seed, digits, tmp_path):
     """All processes killed at some iteration behind the first checkpoint; the rate and the state go on."""
-    options = ('--work-dir', tmp_path, '--cfg-options', 'train_cfg.max_epochs=4', 'train_cfg.val_interval=4',
-               'default_hooks.logger.interval=1', 'train_dataloader.batch_size=4', 'randomness.seed=0')
+    options = (
+        '--work-dir',
+        tmp_path,
+        '--cfg-options',
+        'train_cfg.max_epochs=4',
+        'train_cfg.val_interval=4',
+        'default_hooks.logger.interval=1',
+        'train_dataloader.batch_size=4',
+        'randomness.seed=0',
+    )
     process = launch('dist_train.sh', MASK_RCNN, 2, *options, data=digits)
     epoch, iteration = 2 + seed % 2, 1 + seed
     rates = {}
@@ -121,10 +137,14 @@ def test_killed_processes_resume(seed, digits, tmp_path):
 def settings(model: torch.nn.Module) -> dict[str, tuple[float, float]]:
     """Learning rate and weight decay of each parameter, by its name in the model that is not split."""
     constructor = ConvNeXtLayerDecayConstructor(
-        dict(optimizer=dict(type='AdamW', lr=1., weight_decay=.5)), dict(decay_rate=.5))
+        dict(optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.5)), dict(decay_rate=0.5)
+    )
     names = {id(param): name.replace('_fsdp_wrapped_module.', '') for name, param in model.named_parameters()}
-    return {names[id(param)]: (group['lr'], group['weight_decay'])
-            for group in constructor.param_groups(model) for param in group['params']}
+    return {
+        names[id(param)]: (group['lr'], group['weight_decay'])
+        for group in constructor.param_groups(model)
+        for param in group['params']
+    }
 
 
 def sharded(rank: int, port: int, log: str) -> None:
@@ -135,7 +155,7 @@ def sharded(rank: int, port: int, log: str) -> None:
     model = MMFullyShardedDataParallel(ConvNeXt(MICRO), **options)
     assert sum(isinstance(module, FullyShardedDataParallel) for module in model.modules()) == 4 + 1
     assert settings(model) == expected
-    assert {decay for _, decay in expected.values()} == {0., .5}
+    assert {decay for _, decay in expected.values()} == {0.0, 0.5}
     with pytest.raises(UserError, match='use_orig_params=True'):
         settings(MMFullyShardedDataParallel(ConvNeXt(MICRO), use_orig_params=False, **options))
     Path(f'{log}.{rank}').write_text('')
@@ -151,21 +171,41 @@ def test_layer_decay_of_shards(tmp_path):
 @pytest.mark.slow
 def test_fully_sharded_equals_data_parallel(digits, tmp_path, tool):
     leaf = tmp_path / 'fsdp.py'
-    leaf.write_text(f"_base_ = [{str(MASK_RCNN)!r}, {str(ROOT / 'configs/_base_/fsdp.py')!r}]\n")
+    leaf.write_text(f'_base_ = [{str(MASK_RCNN)!r}, {str(ROOT / "configs/_base_/fsdp.py")!r}]\n')
     losses = {}
     for config in (MASK_RCNN, leaf):
         process = launch(
-            'dist_train.sh', config, 2, '--work-dir', tmp_path / config.stem, '--cfg-options', 'train_cfg.max_epochs=2',
-            'train_cfg.val_interval=2', 'default_hooks.logger.interval=1', 'train_dataloader.batch_size=4',
-            'randomness.seed=0', data=digits)
+            'dist_train.sh',
+            config,
+            2,
+            '--work-dir',
+            tmp_path / config.stem,
+            '--cfg-options',
+            'train_cfg.max_epochs=2',
+            'train_cfg.val_interval=2',
+            'default_hooks.logger.interval=1',
+            'train_dataloader.batch_size=4',
+            'randomness.seed=0',
+            data=digits,
+        )
         text, _ = process.communicate(timeout=400)
         assert process.returncode == 0, text
         losses[config] = [float(loss) for loss in re.findall(r' loss: (\S+) ', text)]
         assert re.search(r'outside +0.002 +44 +91 +3,6', text), 'no shard counts as a vector'
     assert len(losses[leaf]) == 8
     assert losses[leaf] == pytest.approx(losses[MASK_RCNN], rel=2e-3)
-    process = launch('dist_train.sh', leaf, 2, '--resume', '--work-dir', tmp_path / 'fsdp', '--cfg-options',
-                     'train_cfg.max_epochs=3', 'train_dataloader.batch_size=4', data=digits)
+    process = launch(
+        'dist_train.sh',
+        leaf,
+        2,
+        '--resume',
+        '--work-dir',
+        tmp_path / 'fsdp',
+        '--cfg-options',
+        'train_cfg.max_epochs=3',
+        'train_dataloader.batch_size=4',
+        data=digits,
+    )
     text, _ = process.communicate(timeout=400)
     assert process.returncode == 0, text
     assert 'resumed epoch: 2, iter: 8' in text
@@ -173,8 +213,9 @@ def test_fully_sharded_equals_data_parallel(digits, tmp_path, tool):
     message, _ = tool('test', MASK_RCNN, tmp_path / 'fsdp/epoch_3.pth', '--work-dir', tmp_path / 'one', data=digits)
     assert message is None
     tested = json.loads((tmp_path / 'one/metrics.json').read_text())
-    assert {key: trained[key] for key in tested if key.startswith('coco/')} == \
-        {key: value for key, value in tested.items() if key.startswith('coco/')}
+    assert {key: trained[key] for key in tested if key.startswith('coco/')} == {
+        key: value for key, value in tested.items() if key.startswith('coco/')
+    }
 
 
 def test_slurm_script_asks_for_the_gpus_and_passes_the_rest(tmp_path):
@@ -182,9 +223,29 @@ def test_slurm_script_asks_for_the_gpus_and_passes_the_rest(tmp_path):
     srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     srun.chmod(0o755)
     env = dict(os.environ, PATH=f'{tmp_path}:{os.environ["PATH"]}', GPUS='16', PYTHON='python', SRUN_ARGS='--mem 64G')
-    done = subprocess.run([ROOT / 'tools/slurm_train.sh', 'part', 'job', 'leaf.py', '--amp'], env=env, text=True,
-                          capture_output=True, check=True)
+    done = subprocess.run(
+        [ROOT / 'tools/slurm_train.sh', 'part', 'job', 'leaf.py', '--amp'],
+        env=env,
+        text=True,
+        capture_output=True,
+        check=True,
+    )
     assert done.stdout.splitlines() == [
-        '-p', 'part', '--job-name=job', '--gres=gpu:8', '--ntasks=16', '--ntasks-per-node=8', '--cpus-per-task=5',
-        '--kill-on-bad-exit=1', '--mem', '64G', 'python', '-u', str(ROOT / 'tools/train.py'), 'leaf.py', '--launcher',
-        'slurm', '--amp']
+        '-p',
+        'part',
+        '--job-name=job',
+        '--gres=gpu:8',
+        '--ntasks=16',
+        '--ntasks-per-node=8',
+        '--cpus-per-task=5',
+        '--kill-on-bad-exit=1',
+        '--mem',
+        '64G',
+        'python',
+        '-u',
+        str(ROOT / 'tools/train.py'),
+        'leaf.py',
+        '--launcher',
+        'slurm',
+        '--amp',
+    ]

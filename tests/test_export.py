@@ -1,4 +1,5 @@
 """tools/export.py: graphs that equal the model at any size, and what is refused."""
+
 import importlib.util
 import re
 
@@ -16,7 +17,8 @@ pytest.importorskip('mmdet', reason='needs mmdet')
 pytest.importorskip('mmseg', reason='needs mmsegmentation')
 needs_exporter = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ('onnx', 'onnxscript', 'onnxruntime'))),
-    reason="needs onnx, onnxscript and onnxruntime: pip install 'convnext-dense[export]'")
+    reason="needs onnx, onnxscript and onnxruntime: pip install 'convnext-dense[export]'",
+)
 MASK_RCNN = ROOT / 'configs/mask_rcnn/convnext_digits.py'
 UPERNET = ROOT / 'configs/upernet/convnext_digits.py'
 
@@ -29,14 +31,15 @@ def save_model(config, path):
     model = MODELS.build(cfg.model)
     for name, param in model.backbone.named_parameters():
         if param.ndim == 1:
-            param.data.copy_(torch.randn_like(param) * .2 + ('bias' not in name))
+            param.data.copy_(torch.randn_like(param) * 0.2 + ('bias' not in name))
     torch.save({'meta': {}, 'state_dict': model.state_dict()}, path)
     return model.eval()
 
 
 @needs_exporter
-@pytest.mark.parametrize('config, options, parts', [
-    (MASK_RCNN, ['--with-neck'], 'backbone and neck'), (UPERNET, [], 'backbone')])
+@pytest.mark.parametrize(
+    'config, options, parts', [(MASK_RCNN, ['--with-neck'], 'backbone and neck'), (UPERNET, [], 'backbone')]
+)
 def test_graph_equals_the_checkpoint(config, options, parts, tmp_path, tool):
     model = save_model(config, tmp_path / 'trained.pth')
     out = tmp_path / 'deploy/model.onnx'
@@ -45,6 +48,7 @@ def test_graph_equals_the_checkpoint(config, options, parts, tmp_path, tool):
     assert f'{out}: {parts}, ' in text
     assert text.endswith(' in ONNX Runtime, at 1x3x64x96, 2x3x71x133, 3x3x160x128\n')
     import onnxruntime
+
     session = onnxruntime.InferenceSession(str(out), providers=['CPUExecutionProvider'])
     assert [value.name for value in session.get_outputs()] == [f'level{i}' for i in range(5 if options else 4)]
     image = torch.randn(1, 3, 75, 201)  # a size that the tool did not see
@@ -57,20 +61,33 @@ def test_graph_equals_the_checkpoint(config, options, parts, tmp_path, tool):
 
 @needs_exporter
 def test_other_arguments_and_a_graph_that_differs(tmp_path):
-    model = Features(ConvNeXt(dict(depths=[1, 1, 1, 1], channels=[8, 16, 24, 32]), use_grn=True, out_indices=(1, 2),
-                              layer_scale_init_value=0, in_channels=4)).eval()
+    model = Features(
+        ConvNeXt(
+            dict(depths=[1, 1, 1, 1], channels=[8, 16, 24, 32]),
+            use_grn=True,
+            out_indices=(1, 2),
+            layer_scale_init_value=0,
+            in_channels=4,
+        )
+    ).eval()
     export_onnx(model, tmp_path / 'model.onnx', 4)
     assert check_onnx(model, tmp_path / 'model.onnx', 4) <= 1e-5
-    model.backbone.norm2.bias.data += .01
+    model.backbone.norm2.bias.data += 0.01
     with pytest.raises(UserError, match=r'model.onnx differs from the model by .*e-0\d \(relative, at most 1e-04'):
         check_onnx(model, tmp_path / 'model.onnx', 4)
 
 
-@pytest.mark.parametrize('out, options, message', [
-    ('model.pb', [], r'error: the graph is written as ONNX, found .*model.pb: give a name that ends in .onnx'),
-    ('model.onnx', ['--cfg-options', 'model.neck=None', '--with-neck'],
-     r'error: the model of this config \(MaskRCNN\) has no neck: leave out --with-neck'),
-])
+@pytest.mark.parametrize(
+    'out, options, message',
+    [
+        ('model.pb', [], r'error: the graph is written as ONNX, found .*model.pb: give a name that ends in .onnx'),
+        (
+            'model.onnx',
+            ['--cfg-options', 'model.neck=None', '--with-neck'],
+            r'error: the model of this config \(MaskRCNN\) has no neck: leave out --with-neck',
+        ),
+    ],
+)
 def test_refused(out, options, message, tmp_path, tool):
     (tmp_path / 'trained.pth').touch()
     found, _ = tool('export', MASK_RCNN, tmp_path / 'trained.pth', tmp_path / out, *options)

@@ -1,4 +1,5 @@
 """The block as one function against the eager block: outputs, all gradients, memory, and when it must not run."""
+
 import copy
 import pickle
 
@@ -29,7 +30,8 @@ def outputs_and_gradients(model: nn.Module, x: torch.Tensor, amp: bool = False) 
     generator = torch.Generator().manual_seed(1)
     sum((out * torch.randn(out.shape, generator=generator, dtype=out.dtype)).sum() for out in outputs).backward()
     return [out.detach().double() for out in outputs], {
-        name: param.grad.double() for name, param in [('x', x), *model.named_parameters()] if param.grad is not None}
+        name: param.grad.double() for name, param in [('x', x), *model.named_parameters()] if param.grad is not None
+    }
 
 
 def eager(monkeypatch, function, *args, **kwargs):
@@ -40,12 +42,12 @@ def eager(monkeypatch, function, *args, **kwargs):
 
 def randomize(model: nn.Module) -> None:
     for param in model.parameters():
-        nn.init.normal_(param, std=.5 if param.ndim == 1 else .1)
+        nn.init.normal_(param, std=0.5 if param.ndim == 1 else 0.1)
 
 
 def distance(found, expected) -> float:
     pairs = [*zip(found[0], expected[0]), *((found[1][name], grad) for name, grad in expected[1].items())]
-    return float(sum(((a - b).norm() / b.norm())**2 for a, b in pairs)**.5)
+    return float(sum(((a - b).norm() / b.norm()) ** 2 for a, b in pairs) ** 0.5)
 
 
 def assert_equal(found, expected, tolerance):
@@ -55,14 +57,29 @@ def assert_equal(found, expected, tolerance):
 
 
 @pytest.mark.parametrize('dtype, tolerance', [(torch.float64, 1e-12), (torch.float32, 2e-5)])
-@pytest.mark.parametrize('options', [
-    {}, dict(memory='lean'), dict(memory='checkpoint'), dict(with_cp=True), dict(drop_path_rate=.9),
-    dict(drop_path_rate=.6, memory='lean'), dict(drop_path_rate=.9, memory='checkpoint'), dict(output_stride=8),
-    dict(out_indices=(1, 2)), dict(frozen_stages=2), dict(kernel_size=3), dict(kernel_size=5), dict(in_channels=1),
-    dict(layer_scale_init_value=0)], ids=str)
+@pytest.mark.parametrize(
+    'options',
+    [
+        {},
+        dict(memory='lean'),
+        dict(memory='checkpoint'),
+        dict(with_cp=True),
+        dict(drop_path_rate=0.9),
+        dict(drop_path_rate=0.6, memory='lean'),
+        dict(drop_path_rate=0.9, memory='checkpoint'),
+        dict(output_stride=8),
+        dict(out_indices=(1, 2)),
+        dict(frozen_stages=2),
+        dict(kernel_size=3),
+        dict(kernel_size=5),
+        dict(in_channels=1),
+        dict(layer_scale_init_value=0),
+    ],
+    ids=str,
+)
 def test_equals_eager(options, dtype, tolerance, monkeypatch):
     torch.manual_seed(3)
-    model = ConvNeXt(MICRO, **{'layer_scale_init_value': .5, **options}).to(dtype)
+    model = ConvNeXt(MICRO, **{'layer_scale_init_value': 0.5, **options}).to(dtype)
     randomize(model)
     for size in ((3, 35, 43), (1, 32, 41)):
         x = torch.randn(size[0], options.get('in_channels', 3), *size[1:], dtype=dtype).transpose(2, 3)
@@ -77,7 +94,7 @@ def test_products_in_parts(memory, dtype, tolerance, onednn, monkeypatch):
     """Parts of a few tokens, a rest among them, by both libraries; in training and, packed, in inference."""
     amp = dtype == torch.bfloat16
     torch.manual_seed(3)
-    model = ConvNeXt(MICRO, memory=memory, layer_scale_init_value=.5, drop_path_rate=.5)
+    model = ConvNeXt(MICRO, memory=memory, layer_scale_init_value=0.5, drop_path_rate=0.5)
     randomize(model)
     x = torch.randn(3, 3, 70, 37)
     expected = outputs_and_gradients(model, x, amp)
@@ -103,8 +120,10 @@ def test_v2_blocks_stay_eager(monkeypatch):
 
 def test_gradients_are_those_of_finite_differences():
     torch.manual_seed(0)
-    params = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in (
-        (3, 1, 3, 3), (3,), (3,), (3,), (12, 3), (12,), (3, 12), (3,), (3,))]
+    params = [
+        torch.randn(shape, dtype=torch.float64, requires_grad=True)
+        for shape in ((3, 1, 3, 3), (3,), (3,), (3,), (12, 3), (12,), (3, 12), (3,), (3,))
+    ]
     x = torch.randn(3, 3, 3, 2, dtype=torch.float64).contiguous(memory_format=torch.channels_last).requires_grad_()
     for kept, lean in ((None, False), (torch.tensor([0, 2]), True), (torch.tensor([], dtype=torch.long), False)):
         options = kept, 1.5, lean, 1e-6, 1, 1, torch.float64
@@ -114,12 +133,13 @@ def test_gradients_are_those_of_finite_differences():
 def test_bfloat16_is_no_further_from_float64_than_eager(monkeypatch):
     for seed in range(5):
         torch.manual_seed(seed)
-        model = ConvNeXt(MICRO, layer_scale_init_value=.5)
+        model = ConvNeXt(MICRO, layer_scale_init_value=0.5)
         randomize(model)
         x = torch.randn(2, 3, 40 + seed, 51)
         exact = eager(monkeypatch, outputs_and_gradients, copy.deepcopy(model).double(), x.double())
-        assert distance(outputs_and_gradients(model, x, True), exact) \
-            <= 1.2 * distance(eager(monkeypatch, outputs_and_gradients, model, x, True), exact)
+        assert distance(outputs_and_gradients(model, x, True), exact) <= 1.2 * distance(
+            eager(monkeypatch, outputs_and_gradients, model, x, True), exact
+        )
 
 
 def saved_bytes(block: nn.Module, x: torch.Tensor) -> float:
@@ -141,7 +161,7 @@ def saved_bytes(block: nn.Module, x: torch.Tensor) -> float:
 
 @pytest.mark.parametrize('memory, limit', [('default', 12.5), ('lean', 4.5)])
 def test_saved_bytes(memory, limit, monkeypatch):
-    block = ConvNeXt('atto', memory=memory, layer_scale_init_value=1.).stages[1][0]
+    block = ConvNeXt('atto', memory=memory, layer_scale_init_value=1.0).stages[1][0]
     x = torch.randn(2, 80, 24, 32).contiguous(memory_format=torch.channels_last).requires_grad_()
     assert saved_bytes(block, x) <= limit
     assert eager(monkeypatch, saved_bytes, block, x) > 20
@@ -156,8 +176,8 @@ def test_dropped_samples_are_not_computed(monkeypatch):
         return linear(x, *args, **kwargs)
 
     monkeypatch.setattr(kernels, 'linear', counted)
-    block = ConvNeXt(MICRO, drop_path_rate=.5).stages[3][0].train()
-    assert block.drop_path.rate == .5
+    block = ConvNeXt(MICRO, drop_path_rate=0.5).stages[3][0].train()
+    assert block.drop_path.rate == 0.5
     x = torch.randn(400, 32, 2, 2).contiguous(memory_format=torch.channels_last)
     torch.manual_seed(0)
     out = block(x)
@@ -165,13 +185,17 @@ def test_dropped_samples_are_not_computed(monkeypatch):
     assert rows == [kept, kept] and 160 < kept < 240  # Bernoulli(0.5): 200, deviation 10
 
 
-@pytest.mark.parametrize('change', [
-    lambda model: model.load_state_dict({k: v * 1.5 for k, v in model.state_dict().items()}),
-    lambda model: (model.stages[0][0].gamma.data.mul_(2), model.eval()),
-    lambda model: nn.init.constant_(model.stages[0][0].gamma, 3.),
-    lambda model: setattr(model.stages[0][0], 'gamma', nn.Parameter(torch.ones(8)))])
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda model: model.load_state_dict({k: v * 1.5 for k, v in model.state_dict().items()}),
+        lambda model: (model.stages[0][0].gamma.data.mul_(2), model.eval()),
+        lambda model: nn.init.constant_(model.stages[0][0].gamma, 3.0),
+        lambda model: setattr(model.stages[0][0], 'gamma', nn.Parameter(torch.ones(8))),
+    ],
+)
 def test_inference_follows_the_parameters(change, monkeypatch):
-    model = ConvNeXt(MICRO, layer_scale_init_value=.5).eval()
+    model = ConvNeXt(MICRO, layer_scale_init_value=0.5).eval()
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         before = model(x)[0]
@@ -185,12 +209,12 @@ def test_inference_follows_the_parameters(change, monkeypatch):
 
 
 def test_inference_follows_the_averages_of_ema_hook(monkeypatch):
-    model = ConvNeXt(MICRO, layer_scale_init_value=.5).eval()
+    model = ConvNeXt(MICRO, layer_scale_init_value=0.5).eval()
     hook = EMAHook()
     hook.src_model = model
     hook.ema_model = ExponentialMovingAverage(copy.deepcopy(model))
     for param in hook.ema_model.module.parameters():
-        nn.init.normal_(param, std=.3)
+        nn.init.normal_(param, std=0.3)
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         model(x)
@@ -200,13 +224,13 @@ def test_inference_follows_the_averages_of_ema_hook(monkeypatch):
 
 
 def test_inference_in_bfloat16(monkeypatch):
-    model = ConvNeXt(MICRO, layer_scale_init_value=.5).eval()
+    model = ConvNeXt(MICRO, layer_scale_init_value=0.5).eval()
     x = torch.randn(1, 3, 64, 64)
     with torch.inference_mode(), torch.autocast(**BFLOAT16):
         found, expected = model(x), eager(monkeypatch, model, x)
     for a, b in zip(found, expected):
         assert a.dtype == b.dtype
-        torch.testing.assert_close(a.float(), b.float(), rtol=.05, atol=.05)
+        torch.testing.assert_close(a.float(), b.float(), rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
@@ -214,11 +238,12 @@ def test_depthwise_weight_gradient_in_slices(dtype):
     torch.manual_seed(0)
     for side, padding, dilation, height, width in ((7, 3, 1, 9, 4), (5, 2, 1, 7, 7), (3, 1, 1, 5, 6), (7, 6, 2, 9, 13)):
         conv = nn.Conv2d(6, 6, side, padding=padding, dilation=dilation, groups=6).double()
-        x, grad = (torch.randn(2, 6, height, width).to(dtype).contiguous(memory_format=torch.channels_last)
-                   for _ in range(2))
+        x, grad = (
+            torch.randn(2, 6, height, width).to(dtype).contiguous(memory_format=torch.channels_last) for _ in range(2)
+        )
         conv(x.double()).backward(grad.double())
         weight_grad, bias_grad = kernels.depthwise_weight_grad(x, grad, conv.weight.to(dtype), padding, dilation)
-        tolerance = dict(rtol=1e-4, atol=1e-4) if dtype == torch.float32 else dict(rtol=.02, atol=.1)
+        tolerance = dict(rtol=1e-4, atol=1e-4) if dtype == torch.float32 else dict(rtol=0.02, atol=0.1)
         torch.testing.assert_close(weight_grad.double(), conv.weight.grad, **tolerance)
         torch.testing.assert_close(bias_grad.double(), conv.bias.grad, **tolerance)
 

@@ -1,4 +1,5 @@
 """The model index, the README's tables and its picture, against the published figures."""
+
 import csv
 import functools
 import re
@@ -19,14 +20,22 @@ with (ROOT / 'tests' / 'reference' / 'published_results.csv').open(newline='') a
     PUBLISHED = list(csv.DictReader(file))
 FOLDERS = {'mask_rcnn': 'Mask R-CNN 3x', 'cascade_mask_rcnn': 'Cascade Mask R-CNN 3x', 'upernet': 'UperNet 160k'}
 CLASSIFIERS = [row for row in PUBLISHED if row['method'] in ('ImageNet-1K 224', 'ImageNet-1K 384')]
-MODELS = {(re.sub(r' \d+$', '', row['method']), row['backbone'], row['pretrain']): row for row in PUBLISHED
-          if not row['method'].startswith('ImageNet')}
+MODELS = {
+    (re.sub(r' \d+$', '', row['method']), row['backbone'], row['pretrain']): row
+    for row in PUBLISHED
+    if not row['method'].startswith('ImageNet')
+}
 # What the published tables print of each row, under the names of the model index.
 METRICS = {'box AP': 'box_ap', 'mask AP': 'mask_ap', 'mIoU': 'miou', 'mIoU (ms+flip)': 'miou_ms'}
 PARAMS, FLOPS = 'Published Parameters (M)', 'Published FLOPs (G)'
 # One of each kind.
-FEW = ('mask_rcnn/swin_t_3x_coco.py', 'mask_rcnn/convnext_t_3x_coco.py', 'cascade_mask_rcnn/r50_3x_coco.py',
-       'upernet/convnext_t_512_160k_ade20k.py', 'upernet/swin_l_in22k_640_160k_ade20k.py')
+FEW = (
+    'mask_rcnn/swin_t_3x_coco.py',
+    'mask_rcnn/convnext_t_3x_coco.py',
+    'cascade_mask_rcnn/r50_3x_coco.py',
+    'upernet/convnext_t_512_160k_ade20k.py',
+    'upernet/swin_l_in22k_640_160k_ade20k.py',
+)
 
 
 def metafile(folder: str) -> dict:
@@ -46,7 +55,7 @@ def models() -> dict[tuple[str, str, str], dict]:
 
 def reproduced(measured: float, published: str) -> bool:
     """Within 0.5 %, or 1 in the last digit that is printed."""
-    last_digit = 10.**-len(published.partition('.')[2])
+    last_digit = 10.0 ** -len(published.partition('.')[2])
     return abs(measured - float(published)) <= max(0.005 * float(published), last_digit)
 
 
@@ -73,8 +82,9 @@ def test_published_counts_of_models_are_reproduced(key):
         assert metadata['Published FLOPs leave out'] == 'attention products'
         flops -= metadata['Attention FLOPs']
         # Both counts.
-        assert (round(metadata['FLOPs'] / 1e9), round(flops / 1e9)) == \
-            ((1393, 1383) if 'Cascade' in key[0] else (2486, 2470))
+        assert (round(metadata['FLOPs'] / 1e9), round(flops / 1e9)) == (
+            (1393, 1383) if 'Cascade' in key[0] else (2486, 2470)
+        )
     assert reproduced(flops / 1e9, row['flops_G'])
     assert abs(flops / 1e9 / float(row['flops_G']) - 1) < 0.002, 'all of them are far closer'
     if row['params_M']:
@@ -93,7 +103,7 @@ def test_published_counts_of_archs_are_reproduced(row):
 @pytest.mark.parametrize('leaf', FEW)
 def test_model_index_holds_what_is_measured(leaf):
     folder = leaf.split('/')[0]
-    metadata, = (model['Metadata'] for model in metafile(folder)['Models'] if model['Config'] == f'configs/{leaf}')
+    (metadata,) = (model['Metadata'] for model in metafile(folder)['Models'] if model['Config'] == f'configs/{leaf}')
     found = complexity.count(complexity.Config.fromfile(ROOT / 'configs' / leaf))
     assert (metadata['Parameters'], metadata['FLOPs']) == (found.total_params, found.total_flops)
     assert metadata.get('Attention FLOPs', 0) == found.attention
@@ -121,7 +131,7 @@ def test_tables_and_picture_belong_to_the_model_index():
     assert zoo['with_tables'](readme, tables) == readme
     picture = (ROOT / 'docs' / 'model_zoo.svg').read_text()
     assert zoo['digest_of'](zoo['points'](folders)) in picture and len(picture) < 200_000
-    archs = readme[readme.index('<!-- archs'):readme.index('<!-- end of archs')]
+    archs = readme[readme.index('<!-- archs') : readme.index('<!-- end of archs')]
     assert set(ARCHS) == set(re.findall(r'^\| `(\w+)`', archs, re.M))
     isotropic = [row for row in PUBLISHED if 'isotropic' in row['method']]
     assert len(isotropic) == archs.count('not built yet') == 3
@@ -132,8 +142,12 @@ def test_tables_and_picture_belong_to_the_model_index():
 def small_zoo(tmp_path_factory) -> Path:
     """A repository with few models."""
     folder = tmp_path_factory.mktemp('zoo')
-    for name in ('tools/model_zoo.py', 'README.md', 'tests/reference/published_results.csv', *(
-            f'configs/{leaf}' for leaf in FEW)):
+    for name in (
+        'tools/model_zoo.py',
+        'README.md',
+        'tests/reference/published_results.csv',
+        *(f'configs/{leaf}' for leaf in FEW),
+    ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     shutil.copytree(ROOT / 'configs' / '_base_', folder / 'configs' / '_base_')
@@ -163,8 +177,9 @@ def test_write_and_check(small_zoo, monkeypatch, capsys):
 
     readme, picture = small_zoo / 'README.md', small_zoo / 'docs' / 'model_zoo.svg'
     index = small_zoo / 'configs' / 'cascade_mask_rcnn' / 'metafile.yml'
-    everything = ', '.join([*(f'configs/{folder}/metafile.yml' for folder in FOLDERS), 'README.md',
-                            'docs/model_zoo.svg'])
+    everything = ', '.join(
+        [*(f'configs/{folder}/metafile.yml' for folder in FOLDERS), 'README.md', 'docs/model_zoo.svg']
+    )
     assert run('--check').startswith(f'error: {everything}: not up to date') and not picture.exists()
     assert run() == f'written: {everything}'
     assert run('--check') == run() == 'everything is up to date'
@@ -194,9 +209,11 @@ def test_write_and_check(small_zoo, monkeypatch, capsys):
 
     leaf = small_zoo / 'configs' / 'cascade_mask_rcnn' / 'r50_3x_coco.py'
     leaf.rename(leaf.with_name('r18_3x_coco.py'))
-    assert re.match(r"error: configs/cascade_mask_rcnn/metafile.yml and the configs beside it differ in "
-                    r"\['configs/cascade_mask_rcnn/r18_3x_coco.py', 'configs/cascade_mask_rcnn/r50_3x_coco.py'\]",
-                    run('--check'))
+    assert re.match(
+        r'error: configs/cascade_mask_rcnn/metafile.yml and the configs beside it differ in '
+        r"\['configs/cascade_mask_rcnn/r18_3x_coco.py', 'configs/cascade_mask_rcnn/r50_3x_coco.py'\]",
+        run('--check'),
+    )
     leaf.with_name('r18_3x_coco.py').rename(leaf)
     readme.write_text(good.replace('<!-- archs:', '<!-- arch:'))
     assert 'README.md has no markers for the table of archs' in run()

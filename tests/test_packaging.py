@@ -1,4 +1,5 @@
 """The wheel, and our configs from any folder and in the toolkits' own tools."""
+
 import json
 import os
 import subprocess
@@ -21,8 +22,9 @@ def wheel(tmp_path_factory) -> Path:
     """Built from the files that git would hand to a user."""
     folder = tmp_path_factory.mktemp('wheel')
     source = folder / 'source'
-    files = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True,
-                           check=True).stdout.split('\n')
+    files = subprocess.run(
+        ['git', 'ls-files', '-co', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split('\n')
     for name in filter(None, files):
         if not (ROOT / name).exists():
             continue
@@ -31,8 +33,21 @@ def wheel(tmp_path_factory) -> Path:
             (source / name).symlink_to((ROOT / name).readlink())
         else:
             (source / name).write_bytes((ROOT / name).read_bytes())
-    subprocess.run([sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', str(folder),
-                    str(source)], check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            '-m',
+            'pip',
+            'wheel',
+            '-q',
+            '--no-deps',
+            '--no-build-isolation',
+            '-w',
+            str(folder),
+            str(source),
+        ],
+        check=True,
+    )
     return next(folder.glob('*.whl'))
 
 
@@ -40,8 +55,9 @@ def wheel(tmp_path_factory) -> Path:
 def installed(wheel, tmp_path_factory) -> Path:
     """A folder with the wheel's content, to stand before everything else on the path."""
     folder = tmp_path_factory.mktemp('site')
-    subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--target', str(folder), str(wheel)],
-                   check=True)
+    subprocess.run(
+        [sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--target', str(folder), str(wheel)], check=True
+    )
     return folder
 
 
@@ -49,8 +65,14 @@ def run(*command: object, data: Path, cwd: Path, path: Path | None = None) -> st
     env = dict(os.environ, CONVNEXT_DENSE_DATA=str(data))
     if path:
         env['PYTHONPATH'] = str(path)
-    done = subprocess.run([sys.executable, *map(str, command)], env=env, cwd=cwd, text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT)
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        env=env,
+        cwd=cwd,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     assert done.returncode == 0, done.stdout[-3000:]
     return done.stdout
 
@@ -59,7 +81,8 @@ def test_content_of_the_wheel(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {name.split('/')[0] for name in names} == {'convnext_dense', 'convnext_dense-0.1.0.dist-info'}
     shipped = {str(path.relative_to(ROOT)) for path in (ROOT / 'configs').rglob('*.py')} | {
-        str(path.relative_to(ROOT)) for path in (ROOT / 'tools').glob('*.*')}
+        str(path.relative_to(ROOT)) for path in (ROOT / 'tools').glob('*.*')
+    }
     assert {f'convnext_dense/.mim/{name}' for name in shipped} <= names
     assert 'convnext_dense/.mim/model-index.yml' in names
     metadata = zipfile.ZipFile(wheel).read('convnext_dense-0.1.0.dist-info/METADATA').decode()
@@ -71,40 +94,64 @@ def test_content_of_the_wheel(wheel):
 @pytest.mark.parametrize('form', ["'convnext_dense::cascade_mask_rcnn/convnext_t_3x_coco.py'"])
 def test_leaf_in_another_folder(form, installed, official_names, tmp_path):
     """A leaf of the user's on the installed package, own classes, through the installed tools to metrics."""
-    (tmp_path / 'leaf.py').write_text(f'''_base_ = {form}
+    (tmp_path / 'leaf.py').write_text(f"""_base_ = {form}
 data = dict(metainfo=dict(classes=('person', 'bicycle', 'car')))
 heads = [dict(head, num_classes=3) for head in _base_.model.roi_head.bbox_head]
 model = dict(backbone=dict(arch='atto', init_cfg=None), neck=dict(in_channels=[40, 80, 160, 320]),
              roi_head=dict(bbox_head=heads, mask_head=dict(num_classes=3)), test_cfg=dict(rpn=dict(max_per_img=20)))
 train_dataloader = val_dataloader = test_dataloader = dict(dataset=data)
 train_cfg = dict(max_epochs=1)
-''')
-    text = run(installed / 'convnext_dense/.mim/tools/train.py', 'leaf.py', data=official_names, cwd=tmp_path,
-               path=installed)
+""")
+    text = run(
+        installed / 'convnext_dense/.mim/tools/train.py', 'leaf.py', data=official_names, cwd=tmp_path, path=installed
+    )
     assert 'Failed to search registry' not in text
     assert 'coco/bbox_mAP' in json.loads((tmp_path / 'work_dirs/leaf/metrics.json').read_text())
     photograph = Path(sklearn.datasets.__file__).parent / 'images/china.jpg'
-    run(installed / 'convnext_dense/.mim/tools/predict.py', 'leaf.py', 'work_dirs/leaf/epoch_1.pth', photograph,
-        '--out', 'predicted', data=official_names, cwd=tmp_path, path=installed)
+    run(
+        installed / 'convnext_dense/.mim/tools/predict.py',
+        'leaf.py',
+        'work_dirs/leaf/epoch_1.pth',
+        photograph,
+        '--out',
+        'predicted',
+        data=official_names,
+        cwd=tmp_path,
+        path=installed,
+    )
     predicted = json.loads(next((tmp_path / 'predicted').glob('*.json')).read_text())
     assert [(image['width'], image['height']) for image in predicted['images']] == [(640, 427)]
     assert [category['name'] for category in predicted['categories']] == ['person', 'bicycle', 'car']
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('toolkit, leaf, options', [
-    ('mmdet', 'mask_rcnn/convnext_digits.py', QUICK_DET),
-    ('mmseg', 'upernet/convnext_digits.py', QUICK_SEG),
-    ('mmseg', 'upernet/convnext_t_512_160k_ade20k.py', (
-        *QUICK_SEG, 'optim_wrapper.type=OptimWrapper', 'model.backbone.init_cfg=None', 'model.backbone.arch=atto',
-        'model.decode_head.in_channels=[40,80,160,320]', 'model.auxiliary_head.in_channels=160',
-        'model.decode_head.norm_cfg.type=BN', 'model.auxiliary_head.norm_cfg.type=BN',
-        'model.decode_head.channels=32')),
-])
+@pytest.mark.parametrize(
+    'toolkit, leaf, options',
+    [
+        ('mmdet', 'mask_rcnn/convnext_digits.py', QUICK_DET),
+        ('mmseg', 'upernet/convnext_digits.py', QUICK_SEG),
+        (
+            'mmseg',
+            'upernet/convnext_t_512_160k_ade20k.py',
+            (
+                *QUICK_SEG,
+                'optim_wrapper.type=OptimWrapper',
+                'model.backbone.init_cfg=None',
+                'model.backbone.arch=atto',
+                'model.decode_head.in_channels=[40,80,160,320]',
+                'model.auxiliary_head.in_channels=160',
+                'model.decode_head.norm_cfg.type=BN',
+                'model.auxiliary_head.norm_cfg.type=BN',
+                'model.decode_head.channels=32',
+            ),
+        ),
+    ],
+)
 def test_toolkits_own_train_script(toolkit, leaf, options, digits, official_names, tmp_path):
     module = __import__(toolkit)
     script = Path(module.__file__).parent / '.mim/tools/train.py'
     data = digits if 'digits' in leaf else official_names
-    text = run(script, ROOT / 'configs' / leaf, '--work-dir', tmp_path, '--cfg-options', *options, data=data,
-               cwd=tmp_path)
+    text = run(
+        script, ROOT / 'configs' / leaf, '--work-dir', tmp_path, '--cfg-options', *options, data=data, cwd=tmp_path
+    )
     assert 'layer decay: ' in text and ('coco/bbox_mAP' in text or 'mIoU: ' in text)

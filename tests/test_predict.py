@@ -1,4 +1,5 @@
 """tools/predict.py: images in, pictures and COCO JSON or label maps out."""
+
 import importlib
 import json
 
@@ -34,8 +35,16 @@ def checkpoint(tmp_path):
 def test_detector(digits, checkpoint, tmp_path, tool):
     images = digits / 'digits/coco/val2017'
     path = checkpoint('mask_rcnn/convnext_digits.py')
-    message, text = tool('predict', ROOT / 'configs/mask_rcnn/convnext_digits.py', path, images, '--out',
-                         tmp_path / 'out', '--score-thr', 0.05)
+    message, text = tool(
+        'predict',
+        ROOT / 'configs/mask_rcnn/convnext_digits.py',
+        path,
+        images,
+        '--out',
+        tmp_path / 'out',
+        '--score-thr',
+        0.05,
+    )
     assert message is None and 'predictions for 8 of 8 images' in text
     result = json.loads((tmp_path / 'out/predictions.json').read_text())
     assert [image['file_name'] for image in result['images']] == sorted(path.name for path in images.iterdir())
@@ -44,7 +53,7 @@ def test_detector(digits, checkpoint, tmp_path, tool):
     assert result['annotations'], 'random weights find something at a threshold of 0.05'
     coco = pytest.importorskip('pycocotools.coco').COCO(tmp_path / 'out/predictions.json')
     for annotation in coco.anns.values():
-        assert annotation['score'] >= .05 and 1 <= annotation['category_id'] <= 10
+        assert annotation['score'] >= 0.05 and 1 <= annotation['category_id'] <= 10
         assert coco.annToMask(annotation).sum() == annotation['area']
     assert len(list((tmp_path / 'out/pictures').iterdir())) == 8
 
@@ -57,18 +66,25 @@ def test_segmentor_skips_what_it_cannot_read(digits, checkpoint, tmp_path, tool)
     (folder / 'broken.jpg').write_bytes(b'not an image')
     (folder / 'empty.jpg').write_bytes(b'')
     path = checkpoint('upernet/convnext_digits.py')
-    message, text = tool('predict', ROOT / 'configs/upernet/convnext_digits.py', path, folder, '--out',
-                         tmp_path / 'out')
-    assert message == (f'error: 2 files could not be read as images and were skipped: {folder}/broken.jpg, '
-                       f'{folder}/empty.jpg')
+    message, text = tool(
+        'predict', ROOT / 'configs/upernet/convnext_digits.py', path, folder, '--out', tmp_path / 'out'
+    )
+    assert message == (
+        f'error: 2 files could not be read as images and were skipped: {folder}/broken.jpg, {folder}/empty.jpg'
+    )
     labels = cv2.imread(str(tmp_path / 'out/labels/sub/a.png'), cv2.IMREAD_UNCHANGED)
     assert labels.shape == (70, 90) and labels.max() <= 10
     assert (tmp_path / 'out/pictures/sub/a.png').exists()
 
 
-@pytest.mark.parametrize('images, sentence', [
-    (['gone'], 'there is no image or folder gone'), (['empty'], 'there is no image in'),
-    (['a/x.png', 'b/x.jpg'], 'would be written under one name')])
+@pytest.mark.parametrize(
+    'images, sentence',
+    [
+        (['gone'], 'there is no image or folder gone'),
+        (['empty'], 'there is no image in'),
+        (['a/x.png', 'b/x.jpg'], 'would be written under one name'),
+    ],
+)
 def test_refusals(images, sentence, tmp_path, tool, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ('a', 'b', 'empty'):

@@ -1,4 +1,5 @@
 """The configs that the README shows run as they stand there."""
+
 import re
 
 import pytest
@@ -6,13 +7,24 @@ from conftest import ROOT
 from mmengine.config import Config
 
 pytest.importorskip('mmdet')
-SNIPPETS = {match[1]: match[0] for match in re.finditer(
-    r'(?<=```python\n)# (\w+\.py): .*?(?=```)', (ROOT / 'README.md').read_text(), re.S)}
+SNIPPETS = {
+    match[1]: match[0]
+    for match in re.finditer(r'(?<=```python\n)# (\w+\.py): .*?(?=```)', (ROOT / 'README.md').read_text(), re.S)
+}
 # Less of everything: what is shown is the change, not the size.
-SMALL = ('model.backbone.init_cfg=None', 'model.backbone.arch=atto', 'model.neck.in_channels=[40,80,160,320]',
-         'train_cfg.max_epochs=1', 'model.test_cfg.rpn.max_per_img=20', 'default_hooks.logger.interval=1',
-         *(f'{split}_dataloader.{option}' for split in ('train', 'val')
-           for option in ('num_workers=0', 'persistent_workers=False')))
+SMALL = (
+    'model.backbone.init_cfg=None',
+    'model.backbone.arch=atto',
+    'model.neck.in_channels=[40,80,160,320]',
+    'train_cfg.max_epochs=1',
+    'model.test_cfg.rpn.max_per_img=20',
+    'default_hooks.logger.interval=1',
+    *(
+        f'{split}_dataloader.{option}'
+        for split in ('train', 'val')
+        for option in ('num_workers=0', 'persistent_workers=False')
+    ),
+)
 
 
 def test_snippets_are_found():
@@ -23,8 +35,9 @@ def test_snippets_are_found():
 def test_snippet(name, official_names, tmp_path, tool):
     (tmp_path / 'configs').symlink_to(ROOT / 'configs')
     (tmp_path / name).write_text(SNIPPETS[name])
-    message, text = tool('train', tmp_path / name, '--work-dir', tmp_path / 'work', '--cfg-options', *SMALL,
-                         data=official_names)
+    message, text = tool(
+        'train', tmp_path / name, '--work-dir', tmp_path / 'work', '--cfg-options', *SMALL, data=official_names
+    )
     assert message is None
     table = text.split('\n\n')[-2]
     assert 'box' in table and ('mask' in table) == (name != 'boxes_only.py')
@@ -37,7 +50,8 @@ def test_snippet(name, official_names, tmp_path, tool):
     if name == 'other_size.py':
         for split in ('train', 'val', 'test'):
             assert [step.scale for step in cfg[f'{split}_dataloader'].dataset.pipeline if 'Resize' in step.type] == [
-                (640, 640)]
+                (640, 640)
+            ]
 
 
 def log_of(folder) -> str:

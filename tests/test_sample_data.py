@@ -1,4 +1,5 @@
 """The built-in data: split, geometry, both layouts, and what writing refuses."""
+
 import hashlib
 import json
 from pathlib import Path
@@ -19,8 +20,11 @@ def folder(tmp_path_factory) -> Path:
 
 
 def digest(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): hashlib.sha1(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob('*')) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): hashlib.sha1(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob('*'))
+        if path.is_file()
+    }
 
 
 def test_train_and_val_share_no_digit():
@@ -45,7 +49,7 @@ def test_coco_geometry(folder):
     for annotation in coco.anns.values():
         mask = coco.annToMask(annotation)
         assert mask.shape == (192, 192)
-        assert mask.sum() == pytest.approx(annotation['area'], rel=.04)
+        assert mask.sum() == pytest.approx(annotation['area'], rel=0.04)
         ys, xs = np.nonzero(mask)
         x, y, w, h = annotation['bbox']
         assert np.abs(np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) - [x, y, x + w, y + h]).max() <= 1
@@ -57,16 +61,22 @@ def test_every_object_survives_mmdets_pipeline(folder):
     pytest.importorskip('mmdet')
     from mmdet.datasets import CocoDataset
     from mmdet.utils import register_all_modules
+
     register_all_modules()
     file = folder / 'coco/annotations/instances_val2017.json'
     count = len(json.loads(file.read_text())['annotations'])
     for poly2mask in (True, False):
         data = CocoDataset(
-            data_root=str(folder / 'coco'), ann_file=str(file), data_prefix=dict(img='val2017/'),
+            data_root=str(folder / 'coco'),
+            ann_file=str(file),
+            data_prefix=dict(img='val2017/'),
             metainfo=dict(classes=tuple('0123456789')),
-            pipeline=[dict(type='LoadImageFromFile'),
-                      dict(type='LoadAnnotations', with_bbox=True, with_mask=True, poly2mask=poly2mask),
-                      dict(type='PackDetInputs')])
+            pipeline=[
+                dict(type='LoadImageFromFile'),
+                dict(type='LoadAnnotations', with_bbox=True, with_mask=True, poly2mask=poly2mask),
+                dict(type='PackDetInputs'),
+            ],
+        )
         samples = [data[i]['data_samples'].gt_instances for i in range(len(data))]
         assert sum(len(sample) for sample in samples) == count
         assert all(area > 50 for sample in samples for area in sample.masks.areas)
@@ -75,8 +85,9 @@ def test_every_object_survives_mmdets_pipeline(folder):
 def test_ade_labels(folder):
     root = folder / 'ade/ADEChallengeData2016'
     images = sorted((root / 'images/validation').iterdir())
-    labels = [cv2.imread(str(root / 'annotations/validation' / f'{path.stem}.png'), cv2.IMREAD_UNCHANGED)
-              for path in images]
+    labels = [
+        cv2.imread(str(root / 'annotations/validation' / f'{path.stem}.png'), cv2.IMREAD_UNCHANGED) for path in images
+    ]
     assert len(labels) == 8
     for label in labels:
         assert label.shape == (128, 128) and label.dtype == np.uint8
@@ -88,8 +99,11 @@ def test_official_names(folder, tmp_path):
     named = write_sample_data(tmp_path / 'named', names='coco', num_train=12, num_val=8)
     here, there = digest(folder), digest(named)
     different = {path for path in here if here[path] != there[path]}
-    assert different == {'coco/annotations/instances_train2017.json', 'coco/annotations/instances_val2017.json',
-                         'sample_data.json'}
+    assert different == {
+        'coco/annotations/instances_train2017.json',
+        'coco/annotations/instances_val2017.json',
+        'sample_data.json',
+    }
     mmdet = pytest.importorskip('mmdet.datasets')
     content = json.loads((named / 'coco/annotations/instances_val2017.json').read_text())
     # All 80, as in COCO: a model of the official recipe predicts any of them, and mmdet looks its id up here.
@@ -110,8 +124,9 @@ def test_never_overwrites_something_else(folder, tmp_path):
     assert digest(folder) == before and (tmp_path / 'thesis.txt').read_text() == 'precious'
 
 
-@pytest.mark.parametrize('options, sentence', [(dict(names='voc'), 'use one of digits, coco'),
-                                               (dict(num_val=0), 'at least one image')])
+@pytest.mark.parametrize(
+    'options, sentence', [(dict(names='voc'), 'use one of digits, coco'), (dict(num_val=0), 'at least one image')]
+)
 def test_bad_arguments(options, sentence, tmp_path):
     with pytest.raises(UserError, match=sentence):
         write_sample_data(tmp_path / 'new', **options)

@@ -1,4 +1,5 @@
 """Other people's pipelines with our backbone: what the swap changes, what it refuses, and that the result trains."""
+
 import importlib.metadata
 import importlib.util
 import json
@@ -33,6 +34,7 @@ VIT = 'mmseg::vit/vit_deit-s16_mln_upernet_8xb2-160k_ade20k-512x512.py'
 @pytest.fixture(scope='module', autouse=True)
 def no_transformers():
     """Where mmpretrain 1.2 is installed, mmdet imports it, and it imports names that transformers has no more."""
+
     def distribution(name: str) -> importlib.metadata.Distribution:
         if name == 'transformers':
             raise importlib.metadata.PackageNotFoundError(name)
@@ -64,11 +66,12 @@ def swapped(name: str, arch='atto', **options) -> Config:
 
 # --- consumers -------------------------------------------------------------------------------------------------------
 
+
 def test_c4(sweep):
     model = swapped(C4).model
-    assert model.backbone == dict(type='ConvNeXt', arch='atto', layer_scale_init_value=1., out_indices=(2,))
+    assert model.backbone == dict(type='ConvNeXt', arch='atto', layer_scale_init_value=1.0, out_indices=(2,))
     assert model.rpn_head.in_channels == model.roi_head.bbox_roi_extractor.out_channels == 160
-    assert model.roi_head.shared_head == dict(type='ConvNeXtSharedHead', arch='atto', layer_scale_init_value=1.)
+    assert model.roi_head.shared_head == dict(type='ConvNeXtSharedHead', arch='atto', layer_scale_init_value=1.0)
     assert model.roi_head.bbox_head.in_channels == 320
     received = train_a_step(sweep, swapped(C4))
     assert received['rpn_head'] == [[8, 8]] and received['roi_head.shared_head'] == [[14, 14]]
@@ -120,8 +123,13 @@ def test_heads_of_several_features():
 def test_strides_that_no_stage_has(sweep):
     """UNet's heads take strides 1 and 2."""
     cfg = swapped(UNET)
-    assert cfg.model.neck == dict(type='PyramidAdapter', in_channels=[40, 80, 160, 320], in_strides=[4, 8, 16, 32],
-                                  out_channels=[128, 64], strides=[2, 1])
+    assert cfg.model.neck == dict(
+        type='PyramidAdapter',
+        in_channels=[40, 80, 160, 320],
+        in_strides=[4, 8, 16, 32],
+        out_channels=[128, 64],
+        strides=[2, 1],
+    )
     assert (cfg.model.decode_head.in_index, cfg.model.auxiliary_head.in_index) == (1, 0)
     assert train_a_step(sweep, cfg, 64)['decode_head.convs'] == [[64, 64]]
 
@@ -146,6 +154,7 @@ def test_several_backbones_and_wrapped_ones():
 
 # --- the rest of the config ------------------------------------------------------------------------------------------
 
+
 def test_preprocessing():
     before = Swap('mmdet::detr/detr_r50_8xb2-150e_coco.py', 'atto')
     assert before.cfg.model.data_preprocessor.pad_size_divisor == 32
@@ -158,8 +167,9 @@ def test_preprocessing():
 def test_old_weights_go():
     swap = Swap('mmdet::faster_rcnn/faster-rcnn_r50-caffe_fpn_ms-1x_coco-person.py', 'atto')
     assert swap.before.load_from and swap.cfg.load_from is None
-    assert any('load_from=' in note for note in swap.notes) and any('no weights were given' in note
-                                                                     for note in swap.notes)
+    assert any('load_from=' in note for note in swap.notes) and any(
+        'no weights were given' in note for note in swap.notes
+    )
     swap = Swap(RETINANET, 'atto', weights='convnext_atto.pth')
     assert swap.cfg.model.backbone.init_cfg == dict(type='Pretrained', checkpoint='convnext_atto.pth')
     assert not swap.notes
@@ -188,14 +198,17 @@ def cfg_path(toolkit: str, name: str) -> Path:
 
 def test_recipe():
     cfg = swap_backbone('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', 'base', recipe=True)
-    assert cfg.model.backbone == dict(type='ConvNeXt', arch='base', layer_scale_init_value=1., drop_path_rate=.7)
+    assert cfg.model.backbone == dict(type='ConvNeXt', arch='base', layer_scale_init_value=1.0, drop_path_rate=0.7)
     assert {key: value for key, value in cfg.optim_wrapper.items() if key != '_scope_'} == dict(
-        type='AmpOptimWrapper', loss_scale='dynamic', constructor='ConvNeXtLayerDecayConstructor',
-        paramwise_cfg=dict(decay_type='layer_wise', decay_rate=.8),
-        optimizer=dict(type='AdamW', lr=1e-4, betas=(.9, .999), weight_decay=.05))
+        type='AmpOptimWrapper',
+        loss_scale='dynamic',
+        constructor='ConvNeXtLayerDecayConstructor',
+        paramwise_cfg=dict(decay_type='layer_wise', decay_rate=0.8),
+        optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
+    )
     cfg = swap_backbone(DEEPLAB, 'pico', recipe=True)
-    assert cfg.model.backbone.drop_path_rate == .4
-    assert cfg.optim_wrapper.paramwise_cfg == dict(decay_type='stage_wise', decay_rate=.9)
+    assert cfg.model.backbone.drop_path_rate == 0.4
+    assert cfg.optim_wrapper.paramwise_cfg == dict(decay_type='stage_wise', decay_rate=0.9)
     assert cfg.param_scheduler[0].eta_min == pytest.approx(1e-6), '1e-4 of lr 0.01 would be all of lr 1e-4'
     yolox = swap_backbone('mmdet::yolox/yolox_s_8xb8-300e_coco.py', 'atto', recipe=True)
     assert yolox.optim_wrapper.optimizer.lr == pytest.approx(4e-4), 'its base batch is 64'
@@ -207,15 +220,25 @@ def test_recipe_keeps_keys_of_other_modules():
     assert set(keys) == {'query_embed', 'query_feat', 'level_embed'}
     with DefaultScope.overwrite_default_scope('mmdet'):
         model = build(cfg.model, 'cpu')
-    rates = settings(model, cfg.optim_wrapper.paramwise_cfg.to_dict(), lr=1.)
-    assert rates['panoptic_head.query_embed.weight'] == (1., 0.)
-    assert rates['backbone.downsample_layers.0.0.weight'] == (pytest.approx(.7**6), .05)
+    rates = settings(model, cfg.optim_wrapper.paramwise_cfg.to_dict(), lr=1.0)
+    assert rates['panoptic_head.query_embed.weight'] == (1.0, 0.0)
+    assert rates['backbone.downsample_layers.0.0.weight'] == (pytest.approx(0.7**6), 0.05)
 
 
-@pytest.mark.parametrize('name', [C4, RETINANET, DEEPLAB, UNET, VIT, 'mmdet::ssd/ssd300_coco.py',
-                                  'mmdet::cornernet/cornernet_hourglass104_8xb6-210e-mstest_coco.py',
-                                  'mmseg::encnet/encnet_r50-d8_4xb2-40k_cityscapes-512x1024.py',
-                                  'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        C4,
+        RETINANET,
+        DEEPLAB,
+        UNET,
+        VIT,
+        'mmdet::ssd/ssd300_coco.py',
+        'mmdet::cornernet/cornernet_hourglass104_8xb6-210e-mstest_coco.py',
+        'mmseg::encnet/encnet_r50-d8_4xb2-40k_cityscapes-512x1024.py',
+        'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py',
+    ],
+)
 @pytest.mark.parametrize('recipe', [False, True])
 def test_twice_is_once(name, recipe):
     once = swapped(name, recipe=recipe)
@@ -252,15 +275,22 @@ def test_input_is_left_alone():
 
 # --- refusals --------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('name, sentence', [
-    ('mmseg::pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes.py', 'PIDNet gives a tensor of 4 dimensions in testing'),
-    ('mmseg::dpt/dpt_vit-b16_8xb2-160k_ade20k-512x512.py', 'a tensor of 2 dimensions in training'),
-    ('mmseg::san/san-vit-b16_coco-stuff164k-640x640.py', 'MultimodalEncoderDecoder has no backbone='),
-    ('mmdet::tridentnet/tridentnet_r50-caffe_1x_coco.py', 'other features in training'),
-    ('mmdet::detectors/detectors_cascade-rcnn_r50_1x_coco.py', 'neck.rfp_backbone sits inside a neck'),
-    ('mmdet::common/ms_3x_coco.py', 'holds no model'),
-    ('mmdet::no/such.py', 'no/such.py cannot be read'),
-])
+
+@pytest.mark.parametrize(
+    'name, sentence',
+    [
+        (
+            'mmseg::pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes.py',
+            'PIDNet gives a tensor of 4 dimensions in testing',
+        ),
+        ('mmseg::dpt/dpt_vit-b16_8xb2-160k_ade20k-512x512.py', 'a tensor of 2 dimensions in training'),
+        ('mmseg::san/san-vit-b16_coco-stuff164k-640x640.py', 'MultimodalEncoderDecoder has no backbone='),
+        ('mmdet::tridentnet/tridentnet_r50-caffe_1x_coco.py', 'other features in training'),
+        ('mmdet::detectors/detectors_cascade-rcnn_r50_1x_coco.py', 'neck.rfp_backbone sits inside a neck'),
+        ('mmdet::common/ms_3x_coco.py', 'holds no model'),
+        ('mmdet::no/such.py', 'no/such.py cannot be read'),
+    ],
+)
 def test_refusals_write_nothing(name, sentence, tmp_path, tool):
     message, _ = tool('swap_backbone', name, '-o', tmp_path / 'out.py')
     assert message.startswith('error: ') and sentence in message
@@ -275,6 +305,7 @@ def test_wrong_channels_are_refused():
 
 
 # --- written configs -------------------------------------------------------------------------------------------------
+
 
 def test_written_config_moves(tmp_path, monkeypatch, tool):
     """Of a user's own config, given by a relative path; written into one folder, used in another."""
@@ -298,8 +329,13 @@ def test_difference():
     before = dict(a=1, b=dict(x=1, y=2), c=dict(type='A', z=dict(k=1, l=2)), d=[1], e=None, f=(1,))
     after = dict(a=1, b=dict(x=1), c=dict(type='A', z=dict(k=3, l=2)), d=dict(n=1), e=dict(n=1), f=[1], g=dict(n=1))
     assert difference(before, after) == dict(
-        b=dict(_delete_=True, x=1), c=dict(z=dict(k=3)), d=dict(_delete_=True, n=1), e=dict(_delete_=True, n=1), f=[1],
-        g=dict(n=1))
+        b=dict(_delete_=True, x=1),
+        c=dict(z=dict(k=3)),
+        d=dict(_delete_=True, n=1),
+        e=dict(_delete_=True, n=1),
+        f=[1],
+        g=dict(n=1),
+    )
 
 
 def test_own_config_is_not_overwritten(tmp_path, tool):
@@ -335,8 +371,10 @@ def test_command_of_the_readme(command, tmp_path, monkeypatch, tool, sweep):
 
 # --- mmpretrain ------------------------------------------------------------------------------------------------------
 
-THEIRS = ('mmdet::convnext/mask-rcnn_convnext-t-p4-w7_fpn_amp-ms-crop-3x_coco.py',
-          'mmseg::convnext/convnext-tiny_upernet_8xb2-amp-160k_ade20k-512x512.py')
+THEIRS = (
+    'mmdet::convnext/mask-rcnn_convnext-t-p4-w7_fpn_amp-ms-crop-3x_coco.py',
+    'mmseg::convnext/convnext-tiny_upernet_8xb2-amp-160k_ade20k-512x512.py',
+)
 
 
 @pytest.mark.parametrize('name', THEIRS)
@@ -344,8 +382,9 @@ def test_convnext_of_mmpretrain_without_it(name):
     swap = Swap(name)
     old, new = swap.before.model.backbone, swap.cfg.model.backbone
     assert old.type == 'mmpretrain.ConvNeXt'
-    assert new == dict(type='ConvNeXt', arch='tiny', drop_path_rate=.4, layer_scale_init_value=1.,
-                       init_cfg=old.init_cfg)
+    assert new == dict(
+        type='ConvNeXt', arch='tiny', drop_path_rate=0.4, layer_scale_init_value=1.0, init_cfg=old.init_cfg
+    )
     assert swap.cfg.custom_imports.imports == ['convnext_dense']
     assert swap.cfg.optim_wrapper.constructor == 'ConvNeXtLayerDecayConstructor'
     assert swap.cfg.optim_wrapper.paramwise_cfg.decay_rate == swap.before.optim_wrapper.paramwise_cfg.decay_rate
@@ -366,7 +405,7 @@ def test_equals_mmpretrain(name):
     assert isinstance(ours, ConvNeXt) and type(theirs).__module__.startswith('mmpretrain')
     generator = torch.Generator().manual_seed(0)
     for param in theirs.parameters():
-        param.data.copy_(torch.randn(param.shape, generator=generator) * .1 + (param.ndim == 1))
+        param.data.copy_(torch.randn(param.shape, generator=generator) * 0.1 + (param.ndim == 1))
     ours.load_state_dict(theirs.state_dict())
     image = torch.randn(1, 3, 64, 96, generator=generator)
     for out, want in zip(ours(image), theirs(image), strict=True):
@@ -375,11 +414,13 @@ def test_equals_mmpretrain(name):
 
 # --- modules that the swap brings ------------------------------------------------------------------------------------
 
+
 def test_shared_head_is_the_last_stage(tmp_path):
-    whole = ConvNeXt(MICRO, layer_scale_init_value=1.)
+    whole = ConvNeXt(MICRO, layer_scale_init_value=1.0)
     torch.save(whole.state_dict(), tmp_path / 'whole.pth')
-    head = ConvNeXtSharedHead(MICRO, layer_scale_init_value=1.,
-                              init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'whole.pth')))
+    head = ConvNeXtSharedHead(
+        MICRO, layer_scale_init_value=1.0, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'whole.pth'))
+    )
     head.init_weights()
     regions = torch.randn(5, 24, 14, 14)
     want = whole.norm3(whole.stages[3](whole.downsample_layers[3](regions)))
@@ -391,23 +432,32 @@ def test_shared_head_is_the_last_stage(tmp_path):
 
 
 def test_layer_decay_of_the_shared_head():
-    model = torch.nn.ModuleDict(dict(detector=torch.nn.ModuleDict(dict(
-        backbone=ConvNeXt(MICRO, out_indices=(2,)), shared_head=ConvNeXtSharedHead(MICRO)))))
-    rates = settings(model, dict(decay_rate=.5))
-    assert rates['detector.shared_head.blocks.0.dwconv.weight'] == (.5, .05)
-    assert rates['detector.shared_head.downsample.1.weight'] == (.5, .05)
-    assert rates['detector.shared_head.norm.weight'] == (1., 0.)
-    assert rates['detector.backbone.downsample_layers.0.0.weight'] == (.5**5, .05)
-    rates = settings(model, dict(decay_rate=.5, decay_type='stage_wise'))
-    assert rates['detector.shared_head.downsample.1.weight'][0] == rates[
-        'detector.backbone.downsample_layers.0.0.weight'][0] == .5**5
-    assert rates['detector.shared_head.blocks.0.dwconv.weight'][0] == .5
+    model = torch.nn.ModuleDict(
+        dict(
+            detector=torch.nn.ModuleDict(
+                dict(backbone=ConvNeXt(MICRO, out_indices=(2,)), shared_head=ConvNeXtSharedHead(MICRO))
+            )
+        )
+    )
+    rates = settings(model, dict(decay_rate=0.5))
+    assert rates['detector.shared_head.blocks.0.dwconv.weight'] == (0.5, 0.05)
+    assert rates['detector.shared_head.downsample.1.weight'] == (0.5, 0.05)
+    assert rates['detector.shared_head.norm.weight'] == (1.0, 0.0)
+    assert rates['detector.backbone.downsample_layers.0.0.weight'] == (0.5**5, 0.05)
+    rates = settings(model, dict(decay_rate=0.5, decay_type='stage_wise'))
+    assert (
+        rates['detector.shared_head.downsample.1.weight'][0]
+        == rates['detector.backbone.downsample_layers.0.0.weight'][0]
+        == 0.5**5
+    )
+    assert rates['detector.shared_head.blocks.0.dwconv.weight'][0] == 0.5
 
 
 def test_adapter():
     adapter = PyramidAdapter(in_channels=[8, 16, 24, 32], out_channels=[5, 6, 7, 5], strides=[4, 1, 16, 4])
-    features = [torch.randn(2, channels, 16 >> i, 16 >> i, requires_grad=True)
-                for i, channels in enumerate([8, 16, 24, 32])]
+    features = [
+        torch.randn(2, channels, 16 >> i, 16 >> i, requires_grad=True) for i, channels in enumerate([8, 16, 24, 32])
+    ]
     outputs = adapter(features)
     assert [tuple(out.shape) for out in outputs] == [(2, 5, 16, 16), (2, 6, 64, 64), (2, 7, 4, 4), (2, 5, 16, 16)]
     sum(out.sum() for out in outputs[:2]).backward()
@@ -420,14 +470,31 @@ def test_adapter():
 
 # --- the zoos --------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.slow
 def test_sample_of_the_zoos(tmp_path):
     """One config of each of more than 40 families of both toolkits: swap, build, loss, backward, predict."""
     sample = ROOT / 'tests' / 'reference' / 'swap_sample.json'
-    done = subprocess.run([sys.executable, str(ROOT / 'tools' / 'swap_sweep.py'), '--baseline', str(sample), '--out',
-                           str(tmp_path / 'out.json')], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / 'tools' / 'swap_sweep.py'),
+            '--baseline',
+            str(sample),
+            '--out',
+            str(tmp_path / 'out.json'),
+        ],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     assert done.returncode == 0, done.stdout[-5000:]
     models = json.loads((tmp_path / 'out.json').read_text())['models'].values()
     assert len({model['configs'][0].split('/')[0] for model in models if model['outcome'] == 'runs'}) >= 40
     assert {model['configs'][0].split('/')[0] for model in models if model['outcome'] == 'refused'} == {
-        'mmdet::detectors', 'mmdet::tridentnet', 'mmseg::ddrnet', 'mmseg::dpt', 'mmseg::pidnet'}
+        'mmdet::detectors',
+        'mmdet::tridentnet',
+        'mmseg::ddrnet',
+        'mmseg::dpt',
+        'mmseg::pidnet',
+    }

@@ -1,4 +1,5 @@
 """Weight files from every source, and what is read of damaged and hostile ones: one sentence, and never code."""
+
 import hashlib
 import http.server
 import io
@@ -59,24 +60,39 @@ def bomb() -> bytes:
     return stream.getvalue()
 
 
-@pytest.mark.parametrize('name, content, sentence', [
-    ('a.pth', lambda: b'', 'is empty: get the file again'),
-    ('a.pth', lambda: b'<!DOCTYPE html><html>Sign in</html>', "is a web page, not weights .it begins with '<!DOCTYPE"),
-    ('a.pth', lambda: b'\n  <html>', 'is a web page'),
-    ('a.pth', lambda: b'version https://git-lfs.github.com/spec/v1\noid sha256:1', 'is a Git LFS pointer'),
-    ('a.pth', lambda: zip_bytes(imagenet())[:-3000], 'ends early or is damaged'),
-    ('a.pth', lambda: zip_bytes(imagenet())[:40], 'ends early or is damaged'),
-    ('a.pth', lambda: zip_bytes(imagenet(), _use_new_zipfile_serialization=False)[:9000], 'is damaged or no check'),
-    ('a.pth', lambda: bytes(range(256)) * 40, 'is damaged or no checkpoint'),
-    ('a.pth', lambda: b'hello', 'is damaged or no checkpoint'),
-    ('a.pth', lambda: b'PK\x03\x04' + bytes(500), 'ends early or is damaged'),
-    ('a.pth', bomb, 'would unpack to 64 MiB from 0.1, as no checkpoint does'),
-    ('a.safetensors', lambda: b'\x10\x27\0\0\0\0\0\0{"a":', 'ends early or is no safetensors file'),
-    ('a.pth', lambda: b'\x10\x27\0\0\0\0\0\0{"a":', 'ends early or is no safetensors file'),
-    ('a.pth', lambda: zip_bytes(3), "none of its tensors: it holds no ConvNeXt in a known layout, its first names are"),
-    ('a.pth', lambda: zip_bytes({'model': {3: torch.ones(1)}}), "none of its tensors"),
-    ('a.pkl', lambda: pickle.dumps({'model': 3}), 'holds more than plain tensors .it is a pickle of Python objects'),
-])
+@pytest.mark.parametrize(
+    'name, content, sentence',
+    [
+        ('a.pth', lambda: b'', 'is empty: get the file again'),
+        (
+            'a.pth',
+            lambda: b'<!DOCTYPE html><html>Sign in</html>',
+            "is a web page, not weights .it begins with '<!DOCTYPE",
+        ),
+        ('a.pth', lambda: b'\n  <html>', 'is a web page'),
+        ('a.pth', lambda: b'version https://git-lfs.github.com/spec/v1\noid sha256:1', 'is a Git LFS pointer'),
+        ('a.pth', lambda: zip_bytes(imagenet())[:-3000], 'ends early or is damaged'),
+        ('a.pth', lambda: zip_bytes(imagenet())[:40], 'ends early or is damaged'),
+        ('a.pth', lambda: zip_bytes(imagenet(), _use_new_zipfile_serialization=False)[:9000], 'is damaged or no check'),
+        ('a.pth', lambda: bytes(range(256)) * 40, 'is damaged or no checkpoint'),
+        ('a.pth', lambda: b'hello', 'is damaged or no checkpoint'),
+        ('a.pth', lambda: b'PK\x03\x04' + bytes(500), 'ends early or is damaged'),
+        ('a.pth', bomb, 'would unpack to 64 MiB from 0.1, as no checkpoint does'),
+        ('a.safetensors', lambda: b'\x10\x27\0\0\0\0\0\0{"a":', 'ends early or is no safetensors file'),
+        ('a.pth', lambda: b'\x10\x27\0\0\0\0\0\0{"a":', 'ends early or is no safetensors file'),
+        (
+            'a.pth',
+            lambda: zip_bytes(3),
+            'none of its tensors: it holds no ConvNeXt in a known layout, its first names are',
+        ),
+        ('a.pth', lambda: zip_bytes({'model': {3: torch.ones(1)}}), 'none of its tensors'),
+        (
+            'a.pkl',
+            lambda: pickle.dumps({'model': 3}),
+            'holds more than plain tensors .it is a pickle of Python objects',
+        ),
+    ],
+)
 def test_damaged_files(name, content, sentence, tmp_path):
     (tmp_path / name).write_bytes(content())
     with pytest.raises(UserError, match=sentence) as error:
@@ -196,6 +212,7 @@ def test_safe_loading_reads_mmengines_log(tmp_path):
 
 def test_options_of_the_official_code_are_read(tmp_path):
     from argparse import Namespace
+
     torch.save({**imagenet(), 'args': Namespace(lr=4e-3, model='convnext_tiny'), 'scaler': {}}, tmp_path / 'train.pth')
     ConvNeXt(MICRO, pretrained=str(tmp_path / 'train.pth')).init_weights()
     assert read(str(tmp_path / 'train.pth'))['args'].lr == 4e-3
@@ -213,29 +230,51 @@ def test_table_of_official_files():
         assert CheckpointLoader._get_checkpoint_loader(name).__name__ == 'load_from_convnext_dense'
 
 
-@pytest.mark.parametrize('source, file, licence', [
-    ('convnext_base_22k_224', 'convnext_base_22k_224.pth', '; licence of these weights: MIT'),
-    ('https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224.pth', 'convnext_tiny_1k_224.pth',
-     '; licence of these weights: MIT'),
-    ('convnextv2_atto_1k_224_fcmae', 'convnextv2_atto_1k_224_fcmae.pt',
-     '; licence of these weights: CC BY-NC 4.0, not for commercial use'),
-    ('http://127.0.0.1:9/mine.pth', 'mine.pth', ''),
-    ('mine.pth', 'mine.pth', ''),
-    ('hf-hub:someone/convnext', 'someone/convnext/model.safetensors',
-     '; licence of these weights: see the model card of someone/convnext'),
-    ('hf-hub:someone/convnext', 'convnext.safetensors',
-     '; licence of these weights: see the model card of someone/convnext'),
-    ('timm:convnext_tiny.fb_in1k', 'convnext_tiny.fb_in1k.safetensors',
-     '; licence of these weights: see the model card of timm/convnext_tiny.fb_in1k'),
-    ('timm:convnext_tiny', 'convnext_tiny.in12k_ft_in1k.safetensors',
-     '; licence of these weights: see the model card of timm/convnext_tiny.in12k_ft_in1k'),
-])
+@pytest.mark.parametrize(
+    'source, file, licence',
+    [
+        ('convnext_base_22k_224', 'convnext_base_22k_224.pth', '; licence of these weights: MIT'),
+        (
+            'https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224.pth',
+            'convnext_tiny_1k_224.pth',
+            '; licence of these weights: MIT',
+        ),
+        (
+            'convnextv2_atto_1k_224_fcmae',
+            'convnextv2_atto_1k_224_fcmae.pt',
+            '; licence of these weights: CC BY-NC 4.0, not for commercial use',
+        ),
+        ('http://127.0.0.1:9/mine.pth', 'mine.pth', ''),
+        ('mine.pth', 'mine.pth', ''),
+        (
+            'hf-hub:someone/convnext',
+            'someone/convnext/model.safetensors',
+            '; licence of these weights: see the model card of someone/convnext',
+        ),
+        (
+            'hf-hub:someone/convnext',
+            'convnext.safetensors',
+            '; licence of these weights: see the model card of someone/convnext',
+        ),
+        (
+            'timm:convnext_tiny.fb_in1k',
+            'convnext_tiny.fb_in1k.safetensors',
+            '; licence of these weights: see the model card of timm/convnext_tiny.fb_in1k',
+        ),
+        (
+            'timm:convnext_tiny',
+            'convnext_tiny.in12k_ft_in1k.safetensors',
+            '; licence of these weights: see the model card of timm/convnext_tiny.in12k_ft_in1k',
+        ),
+    ],
+)
 def test_folder_of_weights_is_searched_first(source, file, licence, folder, logged):
     state = imagenet('v2' in source)
     path = folder / file
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == '.safetensors':
         from safetensors.torch import save_file
+
         save_file(state['model'], path)
     else:
         torch.save(state, path)
@@ -249,28 +288,48 @@ def test_folder_of_weights_is_searched_first(source, file, licence, folder, logg
 
 def test_short_name_by_load_from(folder, tmp_path, logged):
     state = fill(official_layout(MICRO, False, output_norms=True))
-    torch.save({'state_dict': {f'backbone.{key}': value for key, value in state.items()}},
-               folder / 'upernet_convnext_tiny_1k_512x512.pth')
+    torch.save(
+        {'state_dict': {f'backbone.{key}': value for key, value in state.items()}},
+        folder / 'upernet_convnext_tiny_1k_512x512.pth',
+    )
     runner = runner_of(tmp_path, load_from='upernet_convnext_tiny_1k_512x512')
     runner.load_or_resume()
     assert torch.equal(runner.model.backbone.norm0.weight, state['norm0.weight'])
     assert 'upernet_convnext_tiny_1k_512x512: licence of these weights: MIT' in logged
 
 
-@pytest.mark.parametrize('source', ['convnext_iso_small_1k_224_ema', 'convnext_iso_large_1k_224_ema.pth',
-                                    'https://dl.fbaipublicfiles.com/convnext/convnext_iso_base_1k_224_ema.pth'])
+@pytest.mark.parametrize(
+    'source',
+    [
+        'convnext_iso_small_1k_224_ema',
+        'convnext_iso_large_1k_224_ema.pth',
+        'https://dl.fbaipublicfiles.com/convnext/convnext_iso_base_1k_224_ema.pth',
+    ],
+)
 def test_isotropic_files_are_refused_by_name(source):
     with pytest.raises(UserError, match='holds an isotropic ConvNeXt, an architecture without stages'):
         ConvNeXt(MICRO, pretrained=source).init_weights()
 
 
-@pytest.mark.parametrize('source, sentence', [
-    ('nowhere.pth', 'there is no file nowhere.pth: check the path'),
-    ('http://127.0.0.1:9/c.pth', 'c.pth could not be downloaded from http://127.0.0.1:9/c.pth .*CONVNEXT_DENSE_WEIGH'),
-    ('convnext_tiny_1k_224', 'convnext_tiny_1k_224.pth could not be downloaded from https://dl.fbaipublicfiles.com/conv'),
-    ('hf-hub:a/b', 'model.safetensors of hf-hub:a/b could not be downloaded from https://huggingface.co/a/b .*put it'),
-    ('timm:convnext_nonesuch', 'does not say which weights of that model'),
-])
+@pytest.mark.parametrize(
+    'source, sentence',
+    [
+        ('nowhere.pth', 'there is no file nowhere.pth: check the path'),
+        (
+            'http://127.0.0.1:9/c.pth',
+            'c.pth could not be downloaded from http://127.0.0.1:9/c.pth .*CONVNEXT_DENSE_WEIGH',
+        ),
+        (
+            'convnext_tiny_1k_224',
+            'convnext_tiny_1k_224.pth could not be downloaded from https://dl.fbaipublicfiles.com/conv',
+        ),
+        (
+            'hf-hub:a/b',
+            'model.safetensors of hf-hub:a/b could not be downloaded from https://huggingface.co/a/b .*put it',
+        ),
+        ('timm:convnext_nonesuch', 'does not say which weights of that model'),
+    ],
+)
 def test_files_that_cannot_be_had(source, sentence, tmp_path, monkeypatch):
     def no_network(*args, **kwargs):
         raise OSError('no network')
@@ -287,6 +346,7 @@ def test_files_that_cannot_be_had(source, sentence, tmp_path, monkeypatch):
 def test_safetensors_from_the_hub(tmp_path, monkeypatch):
     import huggingface_hub
     from safetensors.torch import save_file
+
     state = imagenet()['model']
     save_file(state, tmp_path / 'model.safetensors')
     asked = []

@@ -1,4 +1,5 @@
 """Weights of every dialect load exactly or raise, by every way of loading and in every wrapper."""
+
 import random
 import re
 from collections import OrderedDict
@@ -29,12 +30,12 @@ def draw(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch
     if noise.numel() > length:
         # Fan-in: all but the output channels; flat kernels (k * k, I, O) and (k * k, C) have theirs last.
         fan_in = shape[0] * (shape[1] if len(shape) == 3 else 1) if name.endswith('.kernel') else noise[0].numel()
-        return noise / fan_in**.5
+        return noise / fan_in**0.5
     if 'grn' in name:
-        return .5 * noise
+        return 0.5 * noise
     if 'gamma' in name or 'scale' in name:
-        return .5 + .1 * noise
-    return .1 * noise if name.endswith('bias') else 1 + .2 * noise
+        return 0.5 + 0.1 * noise
+    return 0.1 * noise if name.endswith('bias') else 1 + 0.2 * noise
 
 
 def redraw(model: nn.Module) -> nn.Module:
@@ -64,18 +65,21 @@ def plain_norm(x: torch.Tensor) -> torch.Tensor:
 
 def timm_peer(arch, v2):
     import timm
+
     model = redraw(timm.create_model(f'convnext{"v2" if v2 else ""}_{arch}'))
     return model, [plain_norm(x) for x in model.forward_intermediates(IMAGE, intermediates_only=True)]
 
 
 def timm_features_peer(arch, v2):
     import timm
+
     model = redraw(timm.create_model(f'convnext{"v2" if v2 else ""}_{arch}', features_only=True))
     return model, [plain_norm(x) for x in model(IMAGE)]
 
 
 def torchvision_peer(arch, v2):
     import torchvision
+
     model = redraw(torchvision.models.get_model(f'convnext_{arch}'))
     x, outputs = IMAGE, []
     for layer in model.features:
@@ -86,38 +90,48 @@ def torchvision_peer(arch, v2):
 
 def transformers_peer(arch, v2):
     import transformers
+
     name = 'ConvNextV2' if v2 else 'ConvNext'
     config = getattr(transformers, f'{name}Config')(
-        depths=list(ARCHS[arch]['depths']), hidden_sizes=list(ARCHS[arch]['channels']))
+        depths=list(ARCHS[arch]['depths']), hidden_sizes=list(ARCHS[arch]['channels'])
+    )
     model = redraw(getattr(transformers, f'{name}ForImageClassification')(config))
     return model, [plain_norm(x) for x in model(IMAGE, output_hidden_states=True).hidden_states[1:]]
 
 
 def transformers_backbone_peer(arch, v2):
     import transformers
+
     config = transformers.ConvNextConfig(
-        depths=list(ARCHS[arch]['depths']), hidden_sizes=list(ARCHS[arch]['channels']),
-        out_features=['stage1', 'stage2', 'stage3', 'stage4'])
+        depths=list(ARCHS[arch]['depths']),
+        hidden_sizes=list(ARCHS[arch]['channels']),
+        out_features=['stage1', 'stage2', 'stage3', 'stage4'],
+    )
     model = redraw(transformers.ConvNextBackbone(config))
     return model, model(IMAGE).feature_maps
 
 
 def dinov3_peer(arch, v2):
     import transformers
+
     config = transformers.DINOv3ConvNextConfig(
-        depths=list(ARCHS[arch]['depths']), hidden_sizes=list(ARCHS[arch]['channels']))
+        depths=list(ARCHS[arch]['depths']), hidden_sizes=list(ARCHS[arch]['channels'])
+    )
     model = redraw(transformers.DINOv3ConvNextModel(config))
     return model, [plain_norm(x) for x in model(IMAGE, output_hidden_states=True).hidden_states[1:]]
 
 
-@pytest.mark.parametrize('peer, archs, archs_v2, dialect', [
-    (timm_peer, ('tiny', 'small', 'base'), ('atto', 'tiny'), 'timm'),
-    (timm_features_peer, ('tiny',), ('atto',), 'timm features'),
-    (torchvision_peer, ('tiny', 'small', 'base'), (), 'torchvision'),
-    (transformers_peer, ('tiny', 'small', 'base'), ('atto', 'tiny'), 'hf'),
-    (transformers_backbone_peer, ('tiny',), (), 'hf'),
-    (dinov3_peer, ('tiny', 'small', 'base'), (), 'hf dinov3'),
-])
+@pytest.mark.parametrize(
+    'peer, archs, archs_v2, dialect',
+    [
+        (timm_peer, ('tiny', 'small', 'base'), ('atto', 'tiny'), 'timm'),
+        (timm_features_peer, ('tiny',), ('atto',), 'timm features'),
+        (torchvision_peer, ('tiny', 'small', 'base'), (), 'torchvision'),
+        (transformers_peer, ('tiny', 'small', 'base'), ('atto', 'tiny'), 'hf'),
+        (transformers_backbone_peer, ('tiny',), (), 'hf'),
+        (dinov3_peer, ('tiny', 'small', 'base'), (), 'hf dinov3'),
+    ],
+)
 @torch.no_grad()
 def test_other_libraries(peer, archs, archs_v2, dialect, logged):
     for arch, v2 in [*((arch, False) for arch in archs), *((arch, True) for arch in archs_v2)]:
@@ -138,29 +152,50 @@ def test_other_libraries(peer, archs, archs_v2, dialect, logged):
 def official_layout(arch, v2, output_norms=False):
     """{name: shape} of an official file of ImageNet weights, or of a detector's backbone."""
     depths, channels = arch['depths'], arch['channels']
-    names = {'downsample_layers.0.0.weight': (channels[0], 3, 4, 4), 'downsample_layers.0.0.bias': channels[:1],
-             'downsample_layers.0.1.weight': channels[:1], 'downsample_layers.0.1.bias': channels[:1]}
+    names = {
+        'downsample_layers.0.0.weight': (channels[0], 3, 4, 4),
+        'downsample_layers.0.0.bias': channels[:1],
+        'downsample_layers.0.1.weight': channels[:1],
+        'downsample_layers.0.1.bias': channels[:1],
+    }
     for i, (depth, width) in enumerate(zip(depths, channels)):
         if i:
-            names.update({f'downsample_layers.{i}.0.weight': channels[i - 1:i],
-                          f'downsample_layers.{i}.0.bias': channels[i - 1:i],
-                          f'downsample_layers.{i}.1.weight': (width, channels[i - 1], 2, 2),
-                          f'downsample_layers.{i}.1.bias': (width,)})
+            names.update(
+                {
+                    f'downsample_layers.{i}.0.weight': channels[i - 1 : i],
+                    f'downsample_layers.{i}.0.bias': channels[i - 1 : i],
+                    f'downsample_layers.{i}.1.weight': (width, channels[i - 1], 2, 2),
+                    f'downsample_layers.{i}.1.bias': (width,),
+                }
+            )
         for j in range(depth):
             block = f'stages.{i}.{j}'
             names.update({} if v2 else {f'{block}.gamma': (width,)})
-            names.update({
-                f'{block}.dwconv.weight': (width, 1, 7, 7), f'{block}.dwconv.bias': (width,),
-                f'{block}.norm.weight': (width,), f'{block}.norm.bias': (width,),
-                f'{block}.pwconv1.weight': (4 * width, width), f'{block}.pwconv1.bias': (4 * width,)})
-            names.update({f'{block}.grn.gamma': (1, 1, 1, 4 * width),
-                          f'{block}.grn.beta': (1, 1, 1, 4 * width)} if v2 else {})
+            names.update(
+                {
+                    f'{block}.dwconv.weight': (width, 1, 7, 7),
+                    f'{block}.dwconv.bias': (width,),
+                    f'{block}.norm.weight': (width,),
+                    f'{block}.norm.bias': (width,),
+                    f'{block}.pwconv1.weight': (4 * width, width),
+                    f'{block}.pwconv1.bias': (4 * width,),
+                }
+            )
+            names.update(
+                {f'{block}.grn.gamma': (1, 1, 1, 4 * width), f'{block}.grn.beta': (1, 1, 1, 4 * width)} if v2 else {}
+            )
             names.update({f'{block}.pwconv2.weight': (width, 4 * width), f'{block}.pwconv2.bias': (width,)})
         if output_norms:
             names.update({f'norm{i}.weight': (width,), f'norm{i}.bias': (width,)})
     if not output_norms:
-        names.update({'norm.weight': channels[-1:], 'norm.bias': channels[-1:],
-                      'head.weight': (1000, channels[-1]), 'head.bias': (1000,)})
+        names.update(
+            {
+                'norm.weight': channels[-1:],
+                'norm.bias': channels[-1:],
+                'head.weight': (1000, channels[-1]),
+                'head.bias': (1000,),
+            }
+        )
     return {name: tuple(shape) for name, shape in names.items()}
 
 
@@ -171,8 +206,9 @@ def mmpretrain_layout(arch, v2, linear=True):
         name = re.sub(r'\.dwconv\.', '.depthwise_conv.', name)
         pointwise = re.search(r'\.pwconv\d\.weight', name)
         name = re.sub(r'\.pwconv(\d)\.', r'.pointwise_conv\1.', name)
-        names[f'backbone.{name}'] = ((*shape, 1, 1) if pointwise and not linear else
-                                     shape[-1:] if '.grn.' in name else shape)
+        names[f'backbone.{name}'] = (
+            (*shape, 1, 1) if pointwise and not linear else shape[-1:] if '.grn.' in name else shape
+        )
     return {**names, 'head.fc.weight': (1000, arch['channels'][-1]), 'head.fc.bias': (1000,)}
 
 
@@ -194,9 +230,16 @@ def fcmae_layout(arch, v2):
             name = re.sub(r'(\.norm|downsample_layers\.\d\.0)\.(weight|bias)', r'\1.ln.\2', name)
             name = re.sub(r'(pwconv\d)\.', r'\1.linear.', name)
         names[f'encoder.{name}'] = shape
-    return {**names, 'mask_token': (1, 512, 1, 1), 'proj.weight': (512, arch['channels'][-1], 1, 1),
-            'proj.bias': (512,), 'decoder.0.dwconv.weight': (512, 1, 7, 7), 'decoder.0.grn.gamma': (1, 1, 1, 2048),
-            'pred.weight': (3072, 512, 1, 1), 'pred.bias': (3072,)}
+    return {
+        **names,
+        'mask_token': (1, 512, 1, 1),
+        'proj.weight': (512, arch['channels'][-1], 1, 1),
+        'proj.bias': (512,),
+        'decoder.0.dwconv.weight': (512, 1, 7, 7),
+        'decoder.0.grn.gamma': (1, 1, 1, 2048),
+        'pred.weight': (3072, 512, 1, 1),
+        'pred.bias': (3072,),
+    }
 
 
 def fill(layout, seed=11):
@@ -206,14 +249,16 @@ def fill(layout, seed=11):
 
 def sparse_convolution(x, kernel, stride, depthwise):
     """MinkowskiEngine on a full grid: one matrix (or vector) an offset, the row offset runs fastest."""
-    side = round(len(kernel)**.5)
+    side = round(len(kernel) ** 0.5)
     if stride == 1:
         x = F.pad(x, [side // 2] * 4)
     height, width = (x.shape[2] - side) // stride + 1, (x.shape[3] - side) // stride + 1
     out = 0
     for k, weight in enumerate(kernel):
         row, column = k % side, k // side
-        part = x[:, :, row:row + (height - 1) * stride + 1:stride, column:column + (width - 1) * stride + 1:stride]
+        part = x[
+            :, :, row : row + (height - 1) * stride + 1 : stride, column : column + (width - 1) * stride + 1 : stride
+        ]
         out = out + (part * weight.view(1, -1, 1, 1) if depthwise else torch.einsum('nihw,io->nohw', part, weight))
     return out
 
@@ -226,8 +271,9 @@ def official_forward(w, depths, output_norms=False):
 
     def get(name):  # (weight, bias)
         extra = next((e for e in ('', '.ln', '.linear') if f'{name}{e}.weight' in w), None)
-        return (w[f'{name}.kernel'] if extra is None else w[f'{name}{extra}.weight']), \
-            w[f'{name}{extra or ""}.bias'].reshape(-1)
+        return (w[f'{name}.kernel'] if extra is None else w[f'{name}{extra}.weight']), w[
+            f'{name}{extra or ""}.bias'
+        ].reshape(-1)
 
     def norm(name, x):
         weight, bias = get(name)
@@ -263,13 +309,16 @@ def official_forward(w, depths, output_norms=False):
     return outputs
 
 
-@pytest.mark.parametrize('layout, archs, archs_v2', [
-    ('official', ('tiny', 'small', 'base'), ('atto', 'tiny')),
-    ('official detector', ('tiny',), ('atto',)),
-    ('fcmae', (), ('atto', 'tiny')),
-    ('mmpretrain', ('tiny', 'small', 'base'), ('atto', 'tiny')),
-    ('mmcls with convolutions', ('tiny',), ()),
-])
+@pytest.mark.parametrize(
+    'layout, archs, archs_v2',
+    [
+        ('official', ('tiny', 'small', 'base'), ('atto', 'tiny')),
+        ('official detector', ('tiny',), ('atto',)),
+        ('fcmae', (), ('atto', 'tiny')),
+        ('mmpretrain', ('tiny', 'small', 'base'), ('atto', 'tiny')),
+        ('mmcls with convolutions', ('tiny',), ()),
+    ],
+)
 @torch.no_grad()
 def test_published_layouts(layout, archs, archs_v2):
     for name, v2 in [*((arch, False) for arch in archs), *((arch, True) for arch in archs_v2)]:
@@ -277,12 +326,16 @@ def test_published_layouts(layout, archs, archs_v2):
         output_norms = layout not in ('official', 'fcmae')
         if layout.startswith('mm'):
             file = fill(mmpretrain_layout(arch, v2, linear='convolutions' not in layout))
-            plain = {re.sub(r'pointwise_conv(\d)', r'pwconv\1', key.removeprefix('backbone.')).replace(
-                'depthwise_conv', 'dwconv'): value.flatten(1) if value.shape[2:] == (1, 1) else value
-                for key, value in file.items()}
+            plain = {
+                re.sub(r'pointwise_conv(\d)', r'pwconv\1', key.removeprefix('backbone.')).replace(
+                    'depthwise_conv', 'dwconv'
+                ): value.flatten(1) if value.shape[2:] == (1, 1) else value
+                for key, value in file.items()
+            }
         else:
-            plain = file = fill(fcmae_layout(arch, v2) if layout == 'fcmae' else
-                                official_layout(arch, v2, output_norms))
+            plain = file = fill(
+                fcmae_layout(arch, v2) if layout == 'fcmae' else official_layout(arch, v2, output_norms)
+            )
         ours = ConvNeXt(name, **(V2 if v2 else {})).eval()
         ours.load_state_dict({'model' if layout in ('official', 'fcmae') else 'state_dict': file})
         assert_equal_outputs(ours(IMAGE), official_forward(plain, arch['depths'], output_norms))
@@ -312,20 +365,25 @@ WRAPPERS = {
     'model_ema': lambda state: {'model_ema': state},
     'module.': lambda state: {'state_dict': {f'module.{key}': value for key, value in state.items()}},
     '_orig_mod.': lambda state: {f'_orig_mod.{key}': value for key, value in state.items()},
-    '_orig_mod. within': lambda state: {re.sub(r'^(backbone\.)?', r'\1_orig_mod.', key, count=1): value
-                                        for key, value in state.items()},
+    '_orig_mod. within': lambda state: {
+        re.sub(r'^(backbone\.)?', r'\1_orig_mod.', key, count=1): value for key, value in state.items()
+    },
     'student.': lambda state: {'student': {f'module.{key}': value for key, value in state.items()}},
     'teacher.': lambda state: {f'teacher.{key}': value for key, value in state.items()},
-    'Lightning': lambda state: {'state_dict': {f'model.{key}': value for key, value in state.items()},
-                                'pytorch-lightning_version': '2.0', 'global_step': 7},
+    'Lightning': lambda state: {
+        'state_dict': {f'model.{key}': value for key, value in state.items()},
+        'pytorch-lightning_version': '2.0',
+        'global_step': 7,
+    },
     'numpy': lambda state: {'model': {key: value.numpy() for key, value in state.items()}},
 }
 
 
 def toy(seed=1, prefix='backbone.', output_norms=True):
     """The weights of a ToyDetector around a micro ConvNeXt in the official layout."""
-    state = OrderedDict((prefix + name, value)
-                        for name, value in fill(official_layout(MICRO, False, output_norms), seed).items())
+    state = OrderedDict(
+        (prefix + name, value) for name, value in fill(official_layout(MICRO, False, output_norms), seed).items()
+    )
     generator = torch.Generator().manual_seed(seed + 1)
     state.update({'head.weight': torch.randn(2, 32, 1, 1, generator=generator), 'head.bias': torch.ones(2)})
     return state
@@ -333,8 +391,11 @@ def toy(seed=1, prefix='backbone.', output_norms=True):
 
 def assert_backbone(model, state, prefix='backbone.'):
     backbone = getattr(model, 'backbone', model)
-    checked = [name for name, param in backbone.named_parameters() if prefix + name in state
-               and torch.equal(param, state[prefix + name])]
+    checked = [
+        name
+        for name, param in backbone.named_parameters()
+        if prefix + name in state and torch.equal(param, state[prefix + name])
+    ]
     new = {name for name, _ in backbone.named_parameters() if re.match(r'norm\d', name) and prefix + name not in state}
     assert len(checked) + len(new) == sum(1 for _ in backbone.parameters())
     assert not [name for name in new if name.endswith('weight') and not (backbone.get_parameter(name) == 1).all()]
@@ -342,17 +403,34 @@ def assert_backbone(model, state, prefix='backbone.'):
 
 def runner_of(tmp_path, **options) -> Runner:
     return Runner(
-        model=dict(type='ToyDetector', backbone=dict(type='ConvNeXt', arch=MICRO)), work_dir=str(tmp_path / 'work'),
+        model=dict(type='ToyDetector', backbone=dict(type='ConvNeXt', arch=MICRO)),
+        work_dir=str(tmp_path / 'work'),
         train_dataloader=DataLoader([dict(inputs=torch.zeros(3, 32, 32))]),
-        train_cfg=dict(by_epoch=False, max_iters=1), optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.)),
-        default_scope='mmengine', custom_hooks=[dict(type='ConvNeXtLoadHook')],
+        train_cfg=dict(by_epoch=False, max_iters=1),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.0)),
+        default_scope='mmengine',
+        custom_hooks=[dict(type='ConvNeXtLoadHook')],
         default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1)),
-        experiment_name=f'toy{random.random()}', **options)
+        experiment_name=f'toy{random.random()}',
+        **options,
+    )
 
 
 @pytest.mark.parametrize('wrapper', WRAPPERS)
-@pytest.mark.parametrize('way', ['init_cfg', 'init_cfg with prefix', 'pretrained', 'load_state_dict', 'load_from',
-                                 'test', 'resume', 'nested at backbone.', 'nested at model.img_backbone.'])
+@pytest.mark.parametrize(
+    'way',
+    [
+        'init_cfg',
+        'init_cfg with prefix',
+        'pretrained',
+        'load_state_dict',
+        'load_from',
+        'test',
+        'resume',
+        'nested at backbone.',
+        'nested at model.img_backbone.',
+    ],
+)
 def test_every_way_in(way, wrapper, tmp_path):
     state = toy(output_norms=way in ('test', 'resume'))
     if not any(name.startswith('backbone.norm0') for name in state):
@@ -362,10 +440,22 @@ def test_every_way_in(way, wrapper, tmp_path):
     torch.save(checkpoint, path)
     backbone = dict(type='ConvNeXt', arch=MICRO)
     if way in ('init_cfg', 'init_cfg with prefix', 'pretrained'):
-        options = dict(pretrained=str(path)) if way == 'pretrained' else dict(init_cfg=dict(
-            type='Pretrained', checkpoint=str(path), **(dict(prefix='backbone.') if 'prefix' in way else {})))
-        model = MODELS.build(dict(type='ToyDetector', backbone=dict(backbone, **options),
-                                  init_cfg=dict(type='Normal', layer='Conv2d', std=9.)))
+        options = (
+            dict(pretrained=str(path))
+            if way == 'pretrained'
+            else dict(
+                init_cfg=dict(
+                    type='Pretrained', checkpoint=str(path), **(dict(prefix='backbone.') if 'prefix' in way else {})
+                )
+            )
+        )
+        model = MODELS.build(
+            dict(
+                type='ToyDetector',
+                backbone=dict(backbone, **options),
+                init_cfg=dict(type='Normal', layer='Conv2d', std=9.0),
+            )
+        )
         model.init_weights()
         assert_backbone(model, state)
     elif way == 'load_state_dict':
@@ -375,8 +465,9 @@ def test_every_way_in(way, wrapper, tmp_path):
     elif way.startswith('nested'):
         # A module sees names below its own prefix only: wrappers around the whole file reach it as nothing and raise.
         prefix = way.split()[-1]
-        given = {prefix + key.removeprefix('backbone.'): value for key, value in state.items()
-                 if key.startswith('backbone.')}
+        given = {
+            prefix + key.removeprefix('backbone.'): value for key, value in state.items() if key.startswith('backbone.')
+        }
         holder = nn.Module()
         module = holder
         for part in prefix.split('.')[:-2]:
@@ -417,8 +508,11 @@ def test_bare_imagenet_weights_by_load_from(tmp_path, logged):
     runner = runner_of(tmp_path, load_from=str(tmp_path / 'imagenet.pth'))
     runner.load_or_resume()
     assert_backbone(runner.model, state, prefix='')
-    assert any('2 tensors of the model outside the ConvNeXt are not in the checkpoint, or there in other shapes, and '
-               'start new: head.weight, head.bias' in line for line in logged)
+    assert any(
+        '2 tensors of the model outside the ConvNeXt are not in the checkpoint, or there in other shapes, and '
+        'start new: head.weight, head.bias' in line
+        for line in logged
+    )
     runner = runner_of(tmp_path, load_from=str(tmp_path / 'imagenet.pth'))
     runner.register_hook(ConvNeXtLoadHook(whole_model=True))
     with pytest.raises(UserError, match='lacks 2 tensors of the model, .*: head.weight, head.bias; a test and a resum'):
@@ -449,8 +543,9 @@ def test_weights_without_training_state_do_not_resume(tmp_path):
 def test_later_init_weights_overwrites_nothing(tmp_path):
     state = toy()
     torch.save(state, tmp_path / 'weights.pth')
-    model = MODELS.build(dict(type='ToyDetector', backbone=dict(type='ConvNeXt', arch=MICRO,
-                                                                pretrained=str(tmp_path / 'weights.pth'))))
+    model = MODELS.build(
+        dict(type='ToyDetector', backbone=dict(type='ConvNeXt', arch=MICRO, pretrained=str(tmp_path / 'weights.pth')))
+    )
     model.init_weights()
     model.init_weights()
     assert_backbone(model, state)
@@ -460,22 +555,24 @@ def test_later_init_weights_overwrites_nothing(tmp_path):
 
 def test_two_backbones_each_get_theirs(tmp_path):
     class Twins(BaseModule):
-
         def __init__(self):
             super().__init__()
             self.student, self.teacher = ConvNeXt(MICRO), ConvNeXt(MICRO)
 
     one, other = (fill(official_layout(MICRO, False, output_norms=True), seed) for seed in (1, 2))
-    torch.save({**{f'student.{k}': v for k, v in one.items()}, **{f'teacher.{k}': v for k, v in other.items()}},
-               tmp_path / 'twins.pth')
+    torch.save(
+        {**{f'student.{k}': v for k, v in one.items()}, **{f'teacher.{k}': v for k, v in other.items()}},
+        tmp_path / 'twins.pth',
+    )
     twins = Twins()
     load_checkpoint(twins, str(tmp_path / 'twins.pth'))
     assert_backbone(twins.student, one, '')
     assert_backbone(twins.teacher, other, '')
 
 
-@pytest.mark.parametrize('first, second', [('model', 'model_ema'), ('teacher', 'student'),
-                                           ('state_dict', 'state_dict_ema')])
+@pytest.mark.parametrize(
+    'first, second', [('model', 'model_ema'), ('teacher', 'student'), ('state_dict', 'state_dict_ema')]
+)
 def test_which_copy_is_taken(first, second, tmp_path, logged):
     one, other = toy(1), toy(7)
     torch.save({second: other, first: one}, tmp_path / 'both.pth')
@@ -491,18 +588,26 @@ def test_which_copy_is_taken(first, second, tmp_path, logged):
     assert_backbone(runner.model, one)
 
 
-@pytest.mark.parametrize('dialect, prefix, siblings', [
-    ('official', 'model.backbone.bottom_up.', ('model.backbone.fpn_lateral2.weight', 'model.roi_heads.box_head.bias')),
-    ('timm', 'visual.trunk.', ('visual.head.proj.weight', 'logit_scale', 'transformer.resblocks.0.ln_1.weight')),
-    ('hf', 'backbone.', ('decode_head.classifier.weight',)),
-])
+@pytest.mark.parametrize(
+    'dialect, prefix, siblings',
+    [
+        (
+            'official',
+            'model.backbone.bottom_up.',
+            ('model.backbone.fpn_lateral2.weight', 'model.roi_heads.box_head.bias'),
+        ),
+        ('timm', 'visual.trunk.', ('visual.head.proj.weight', 'logit_scale', 'transformer.resblocks.0.ln_1.weight')),
+        ('hf', 'backbone.', ('decode_head.classifier.weight',)),
+    ],
+)
 def test_backbones_of_other_toolkits(dialect, prefix, siblings, logged):
     """detectron2, CLIP and transformers' UperNet: what stands beside the backbone is none of its parts."""
     source = redraw(ConvNeXt(MICRO))
     written, _ = next(d for d in DIALECTS if d.name == dialect).write(source.state_dict())
     model = ConvNeXt(MICRO)
-    model.load_state_dict({**{prefix + name: value for name, value in written.items()},
-                           **{name: torch.ones(3) for name in siblings}})
+    model.load_state_dict(
+        {**{prefix + name: value for name, value in written.items()}, **{name: torch.ones(3) for name in siblings}}
+    )
     for name, param in model.named_parameters():
         if not name.startswith('norm') or dialect != 'timm':
             assert torch.equal(param, source.get_parameter(name)), name
@@ -520,8 +625,10 @@ def test_equal_copies_need_a_prefix():
 
 def test_summary_is_one_line(logged):
     ConvNeXt('tiny').load_state_dict({'model': fill(official_layout(ARCHS['tiny'], False))})
-    assert logged == ["ConvNeXt tiny: 178 of 178 tensors from an official file (prefix 'model.'); norm0, norm1, norm2, "
-                      'norm3 start new, as they must for ImageNet weights']
+    assert logged == [
+        "ConvNeXt tiny: 178 of 178 tensors from an official file (prefix 'model.'); norm0, norm1, norm2, "
+        'norm3 start new, as they must for ImageNet weights'
+    ]
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
@@ -560,20 +667,25 @@ def half_a_norm(state):
     state['norm1.weight'] = torch.ones(16)
 
 
-@pytest.mark.parametrize('change, sentence', [
-    (drop('stages.2.1.pwconv2.bias'), '1 tensors of the model are not in the file: stages.2.1.pwconv2.bias'),
-    (drop('stages.2.1.pwconv2.bias'), 'the file is incomplete or damaged'),
-    (add('stages.2.9.gamma'), '1 tensors of the file are not in the model: (model.)?stages.2.9.gamma'),
-    (add('decoder.weight'), 'not in the model: (model.)?decoder.weight'),
-    (add('stages.0.0.gamma', (9,)), r'1 shapes differ: (model.)?stages.0.0.gamma \(9,\) for \(8,\)'),
-    (add('stages.0.0.pwconv1.weight', (8, 32)), r'stages.0.0.pwconv1.weight \(8, 32\) for \(32, 8\)'),
-    (add('downsample_layers.0.0.weight', (8, 3, 2, 2)), 'set stem_patch_size=2 in the backbone, or give a file for '
-                                                        'stem_patch_size=4'),
-    (add('stages.0.0.grn.gamma', (1, 1, 1, 32)), 'set use_grn=True in the backbone'),
-    (integers, 'stages.0.0.pwconv1.weight of type torch.int8 for torch.float32'),
-    (half_a_norm, 'not in the file: norm1.bias'),
-    (lambda state: state.clear(), 'none of its tensors'),
-])
+@pytest.mark.parametrize(
+    'change, sentence',
+    [
+        (drop('stages.2.1.pwconv2.bias'), '1 tensors of the model are not in the file: stages.2.1.pwconv2.bias'),
+        (drop('stages.2.1.pwconv2.bias'), 'the file is incomplete or damaged'),
+        (add('stages.2.9.gamma'), '1 tensors of the file are not in the model: (model.)?stages.2.9.gamma'),
+        (add('decoder.weight'), 'not in the model: (model.)?decoder.weight'),
+        (add('stages.0.0.gamma', (9,)), r'1 shapes differ: (model.)?stages.0.0.gamma \(9,\) for \(8,\)'),
+        (add('stages.0.0.pwconv1.weight', (8, 32)), r'stages.0.0.pwconv1.weight \(8, 32\) for \(32, 8\)'),
+        (
+            add('downsample_layers.0.0.weight', (8, 3, 2, 2)),
+            'set stem_patch_size=2 in the backbone, or give a file for stem_patch_size=4',
+        ),
+        (add('stages.0.0.grn.gamma', (1, 1, 1, 32)), 'set use_grn=True in the backbone'),
+        (integers, 'stages.0.0.pwconv1.weight of type torch.int8 for torch.float32'),
+        (half_a_norm, 'not in the file: norm1.bias'),
+        (lambda state: state.clear(), 'none of its tensors'),
+    ],
+)
 def test_misfits_raise(change, sentence, tmp_path):
     state = fill(official_layout(MICRO, False))
     change(state)
@@ -592,8 +704,10 @@ def test_first_three_offenders_on_each_side():
     with pytest.raises(UserError) as error:
         ConvNeXt(MICRO).load_state_dict(state)
     text = str(error.value)
-    assert '5 tensors of the model are not in the file: stages.0.0.gamma, stages.0.0.dwconv.weight, ' \
-           'stages.0.0.dwconv.bias, ...' in text
+    assert (
+        '5 tensors of the model are not in the file: stages.0.0.gamma, stages.0.0.dwconv.weight, '
+        'stages.0.0.dwconv.bias, ...' in text
+    )
     assert '5 tensors of the file are not in the model: stages.0.0.gamma.x, stages.0.0.dwconv.weight.x, ' in text
     assert 'set arch=dict(depths=[1, 1, 2, 1], channels=[8, 16, 24, 40]) in the backbone' in text and '\n' not in text
 
@@ -627,6 +741,7 @@ def test_a_load_without_a_backbone_raises(state, tmp_path):
 @pytest.mark.parametrize('channels', [1, 2, 4, 7])
 def test_other_input_channels_are_adapted_as_in_timm(channels, logged):
     from timm.models._manipulate import adapt_input_conv
+
     state = fill(official_layout(MICRO, False))
     model = ConvNeXt(MICRO, in_channels=channels)
     model.load_state_dict(state)
@@ -643,7 +758,7 @@ def test_other_input_channels_are_adapted_as_in_timm(channels, logged):
 @pytest.mark.parametrize('side', [3, 5, 9])
 def test_other_kernel_sizes_are_interpolated_when_asked_for(side, logged):
     state = fill(official_layout(MICRO, False))
-    state['stages.0.0.dwconv.weight'] = torch.full((8, 1, 7, 7), 2.)  # its sum is kept
+    state['stages.0.0.dwconv.weight'] = torch.full((8, 1, 7, 7), 2.0)  # its sum is kept
     model = ConvNeXt(MICRO, kernel_size=side)
     model.load_state_dict(state)
     torch.testing.assert_close(model.stages[0][0].dwconv.weight, torch.full((8, 1, side, side), 2 * 49 / side**2))
@@ -674,20 +789,21 @@ def test_random_changes_never_load_partially(seed, logged):
     rng = random.Random(seed)
     loads = 0
     for _ in range(50):
-        v2 = rng.random() < .5
+        v2 = rng.random() < 0.5
         options = dict(V2 if v2 else {}, arch=MICRO)
         source = ConvNeXt(**options)
         redraw(source)
         truth = {name: value.clone() for name, value in source.state_dict().items()}
-        dialect = rng.choice([d for d in DIALECTS if d.name != 'fcmae' and not (v2 and d.name in ('torchvision',
-                                                                                                  'hf dinov3'))])
+        dialect = rng.choice(
+            [d for d in DIALECTS if d.name != 'fcmae' and not (v2 and d.name in ('torchvision', 'hf dinov3'))]
+        )
         file, _ = dialect.write(truth)
         kinds = rng.sample(CHANGES, rng.randint(1, 3))
         for kind in kinds:
             name = rng.choice(list(file))
             if kind == 'rename':
                 at = rng.randrange(len(name))
-                file[name[:at] + rng.choice('abcxyz0129._') + name[at + 1:]] = file.pop(name)
+                file[name[:at] + rng.choice('abcxyz0129._') + name[at + 1 :]] = file.pop(name)
             elif kind == 'drop':
                 for name in rng.sample(list(file), rng.choice([1, 1, 2, 10])):
                     del file[name]

@@ -9,6 +9,7 @@ that of a process of its own for each row.
 mmpretrain: `pip install --no-deps mmpretrain==1.2.0 model-index mat4py einops 'importlib-metadata<9' ordered-set
 markdown zipp`, into an environment for benchmarks only: beside transformers >= 5 it breaks the import of mmdet.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -50,18 +51,41 @@ from mmengine.logging import MMLogger
 from convnext_dense import ARCHS, ConvNeXt, ConvNeXtLayerDecayConstructor, UserError
 from convnext_dense.launch import common_arguments, errors_as_sentences
 
-PACKAGES = ('torch', 'torchvision', 'timm', 'transformers', 'mmpretrain', 'onnxruntime', 'openvino', 'mmengine', 'mmcv',
-            'mmdet', 'mmsegmentation', 'convnext-dense')
+PACKAGES = (
+    'torch',
+    'torchvision',
+    'timm',
+    'transformers',
+    'mmpretrain',
+    'onnxruntime',
+    'openvino',
+    'mmengine',
+    'mmcv',
+    'mmdet',
+    'mmsegmentation',
+    'convnext-dense',
+)
 
 
 def in_child(args: argparse.Namespace, row: Row, batch: int, size: tuple[int, int]) -> dict[str, Any]:
     """:func:`peak_memory` of a row in a process of its own."""
-    command = [sys.executable, __file__, *args.argv, '--memory-of', row.key, '--batch', str(batch), '--size',
-               f'{size[0]}x{size[1]}']
+    command = [
+        sys.executable,
+        __file__,
+        *args.argv,
+        '--memory-of',
+        row.key,
+        '--batch',
+        str(batch),
+        '--size',
+        f'{size[0]}x{size[1]}',
+    ]
     done = subprocess.run(command, text=True, capture_output=True)
     if done.returncode:
-        raise UserError(f'the process that measures the memory of {row.key} failed: '
-                        f'{(done.stderr or done.stdout).strip().splitlines()[-1]}; --no-memory leaves it out')
+        raise UserError(
+            f'the process that measures the memory of {row.key} failed: '
+            f'{(done.stderr or done.stdout).strip().splitlines()[-1]}; --no-memory leaves it out'
+        )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -79,10 +103,15 @@ def machine(device: torch.device) -> dict[str, Any]:
     cpuinfo = Path('/proc/cpuinfo').read_text() if Path('/proc/cpuinfo').exists() else ''
     name = re.search(r'model name\s*: (.*)', cpuinfo)
     flags = set(re.search(r'flags\s*: (.*)', cpuinfo)[1].split()) if 'flags' in cpuinfo else set()
-    return dict(cpu=name[1] if name else platform.processor() or platform.machine(), cpus=os.cpu_count(),
-                instructions=[flag for flag in ('avx2', 'avx512f', 'avx512_bf16', 'amx_bf16') if flag in flags],
-                gpu=torch.cuda.get_device_name() if device.type == 'cuda' else None,
-                threads=torch.get_num_threads(), load_before=round(os.getloadavg()[0], 2), versions=versions)
+    return dict(
+        cpu=name[1] if name else platform.processor() or platform.machine(),
+        cpus=os.cpu_count(),
+        instructions=[flag for flag in ('avx2', 'avx512f', 'avx512_bf16', 'amx_bf16') if flag in flags],
+        gpu=torch.cuda.get_device_name() if device.type == 'cuda' else None,
+        threads=torch.get_num_threads(),
+        load_before=round(os.getloadavg()[0], 2),
+        versions=versions,
+    )
 
 
 def rates(device: torch.device, tokens: int = 4200, channels: int = 384) -> dict[str, float]:
@@ -99,8 +128,11 @@ def rates(device: torch.device, tokens: int = 4200, channels: int = 384) -> dict
         if device.type == 'cpu' and hasattr(torch.ops.mkldnn, '_linear_pointwise'):
             try:
                 packed = torch.ops.mkldnn._reorder_linear_weight(weight, tokens)
-                found[f'oneDNN linear {name}'] = flops / 1e9 / best(
-                    lambda: torch.ops.mkldnn._linear_pointwise(x, packed, bias, 'none', [], ''), device)  # noqa: B023
+                found[f'oneDNN linear {name}'] = (
+                    flops
+                    / 1e9
+                    / best(lambda: torch.ops.mkldnn._linear_pointwise(x, packed, bias, 'none', [], ''), device)
+                )  # noqa: B023
             except RuntimeError:
                 pass  # no such kernel for this processor
         found[f'weight gradient {name}'] = flops / 1e9 / best(lambda: g.t() @ x, device)  # noqa: B023
@@ -164,8 +196,15 @@ def figures(seconds: dict[str, list[float]], reference_keys: Mapping[str, str], 
     for key, times in seconds.items():
         quartiles = statistics.quantiles(times, n=4) if len(times) > 3 else (min(times), 0, max(times))
         median = statistics.median(times)
-        found[key] = dict(seconds=times, min=min(times), median=median, mean=statistics.fmean(times), max=max(times),
-                          spread=(quartiles[2] - quartiles[0]) / median, images_per_second=images / min(times))
+        found[key] = dict(
+            seconds=times,
+            min=min(times),
+            median=median,
+            mean=statistics.fmean(times),
+            max=max(times),
+            spread=(quartiles[2] - quartiles[0]) / median,
+            images_per_second=images / min(times),
+        )
         for dtype, reference in reference_keys.items():
             if reference in seconds:
                 found[key][f'ratio_min_{dtype}'] = min(times) / min(seconds[reference])
@@ -200,17 +239,31 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         for subject in subjects:
             subject.step()
             kinds = operators(subject)
-            result['rows'].append(dict(name=subject.row.name, dtype=subject.row.dtype, peer=subject.row.peer,
-                                       operators=kinds, total=sum(kinds.values()),
-                                       linear_gflop_per_s=linear / kinds['matrix products'] * 1000))
+            result['rows'].append(
+                dict(
+                    name=subject.row.name,
+                    dtype=subject.row.dtype,
+                    peer=subject.row.peer,
+                    operators=kinds,
+                    total=sum(kinds.values()),
+                    linear_gflop_per_s=linear / kinds['matrix products'] * 1000,
+                )
+            )
         return result
     seconds = time_in_turn(subjects, args.rounds, args.warmup)
     found = figures(seconds, {dtype: f'ours {dtype}' for dtype in args.dtype}, batch)
     result['rows'] = []
     for subject in subjects:
         row = subject.row
-        entry = dict(name=row.name, dtype=row.dtype, layout=row.layout, compiled=row.compiled, peer=row.peer,
-                     differences=differences[row.key], **found[row.key])
+        entry = dict(
+            name=row.name,
+            dtype=row.dtype,
+            layout=row.layout,
+            compiled=row.compiled,
+            peer=row.peer,
+            differences=differences[row.key],
+            **found[row.key],
+        )
         if task.train and not row.compiled:
             entry.update(saved_activations(subject))
         result['rows'].append(entry)
@@ -224,10 +277,17 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def header(args: argparse.Namespace) -> dict[str, Any]:
     device = torch.device(args.device)
-    options = {key: value for key, value in vars(args).items()
-               if key not in ('argv', 'json', 'markdown', 'plot', 'memory_of', 'work_dir', 'launcher', 'local_rank')}
-    return dict(command='python tools/benchmark.py ' + shlex.join(args.argv), options=options, machine=machine(device),
-                rates=rates(device))
+    options = {
+        key: value
+        for key, value in vars(args).items()
+        if key not in ('argv', 'json', 'markdown', 'plot', 'memory_of', 'work_dir', 'launcher', 'local_rank')
+    }
+    return dict(
+        command='python tools/benchmark.py ' + shlex.join(args.argv),
+        options=options,
+        machine=machine(device),
+        rates=rates(device),
+    )
 
 
 def scaling(args: argparse.Namespace) -> dict[str, Any]:
@@ -236,12 +296,16 @@ def scaling(args: argparse.Namespace) -> dict[str, Any]:
     rows = all_rows(args)
     if len(args.size) == 1:
         (given,) = args.size
-        args.size = list(dict.fromkeys(tuple(max(32, round(side * factor / 32) * 32) for side in given)
-                                       for factor in (1, .5, .75, 1.5)))
+        args.size = list(
+            dict.fromkeys(
+                tuple(max(32, round(side * factor / 32) * 32) for side in given) for factor in (1, 0.5, 0.75, 1.5)
+            )
+        )
     if len(args.batch) == 1:
         args.batch = [args.batch[0], 2 * args.batch[0], 4 * args.batch[0]]
-    points = list(dict.fromkeys([(args.batch[0], size) for size in args.size]
-                                + [(batch, args.size[0]) for batch in args.batch]))
+    points = list(
+        dict.fromkeys([(args.batch[0], size) for size in args.size] + [(batch, args.size[0]) for batch in args.batch])
+    )
     result = header(args)
     result['points'] = []
     for batch, size in points:
@@ -258,21 +322,34 @@ def scaling(args: argparse.Namespace) -> dict[str, Any]:
         gc.collect()
         for row in built:
             memory = in_child(args, row, batch, size) if args.memory else {}
-            result['points'].append(dict(row=row.key, batch=batch, height=size[0], width=size[1], **found[row.key],
-                                         **memory))
+            result['points'].append(
+                dict(row=row.key, batch=batch, height=size[0], width=size[1], **found[row.key], **memory)
+            )
     names = list(dict.fromkeys(point['row'] for point in result['points']))
-    result['exponents'] = {name: {
-        f'{what} against {axis}': exponent(series(result['points'], name, axis, what, args))
-        for axis in ('pixels', 'batch') for what in ('min', 'step_mib')} for name in names}
+    result['exponents'] = {
+        name: {
+            f'{what} against {axis}': exponent(series(result['points'], name, axis, what, args))
+            for axis in ('pixels', 'batch')
+            for what in ('min', 'step_mib')
+        }
+        for name in names
+    }
     return result
 
 
 def series(points: list[dict], row: str, axis: str, what: str, args: argparse.Namespace) -> list[tuple[float, float]]:
     """(pixels or batch, figure) of a row, the other axis at its first value."""
-    return sorted((point['height'] * point['width'] if axis == 'pixels' else point['batch'], point[what])
-                  for point in points if point['row'] == row and point.get(what)
-                  and ((point['height'], point['width']) == tuple(args.size[0]) if axis == 'batch'
-                       else point['batch'] == args.batch[0]))
+    return sorted(
+        (point['height'] * point['width'] if axis == 'pixels' else point['batch'], point[what])
+        for point in points
+        if point['row'] == row
+        and point.get(what)
+        and (
+            (point['height'], point['width']) == tuple(args.size[0])
+            if axis == 'batch'
+            else point['batch'] == args.batch[0]
+        )
+    )
 
 
 def exponent(points: list[tuple[float, float]]) -> float | None:
@@ -287,11 +364,15 @@ def exponent(points: list[tuple[float, float]]) -> float | None:
 def plot(result: dict[str, Any], args: argparse.Namespace) -> None:
     """Time and memory of a step against pixels and batch, a line a row."""
     import matplotlib
+
     matplotlib.use('Agg')
     from matplotlib import pyplot
+
     figure, axes = pyplot.subplots(2, 2, figsize=(10, 8), constrained_layout=True)
-    for column, (axis, label) in zip(axes.T, (('pixels', f'pixels of an image, batch {args.batch[0]}'),
-                                              ('batch', 'batch, {}x{}'.format(*args.size[0])))):
+    for column, (axis, label) in zip(
+        axes.T,
+        (('pixels', f'pixels of an image, batch {args.batch[0]}'), ('batch', 'batch, {}x{}'.format(*args.size[0]))),
+    ):
         for panel, (what, unit) in zip(column, (('min', 'seconds (minimum)'), ('step_mib', 'memory of a step, MiB'))):
             for row, exponents in result['exponents'].items():
                 points = series(result['points'], row, axis, what, args)
@@ -299,7 +380,7 @@ def plot(result: dict[str, Any], args: argparse.Namespace) -> None:
                     panel.plot(*zip(*points), marker='o', label=f'{row}: {exponents[f"{what} against {axis}"]}')
                     panel.legend(title='exponent', fontsize='small')
             panel.set(xscale='log', yscale='log', xlabel=label, ylabel=unit)
-            panel.grid(alpha=.3, which='both')
+            panel.grid(alpha=0.3, which='both')
     figure.suptitle(f'{args.arch}, {args.mode}, {result["machine"]["gpu"] or result["machine"]["cpu"]}')
     figure.savefig(args.plot)
     pyplot.close(figure)
@@ -318,8 +399,9 @@ def measure_optimizer(args: argparse.Namespace) -> dict[str, Any]:
             for param in model.parameters():
                 param.grad = torch.full_like(param, 1e-3)
             wrapper = ConvNeXtLayerDecayConstructor(
-                dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-6, weight_decay=.05)),
-                dict(decay_rate=.8, decay_type='layer_wise'))(model)
+                dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-6, weight_decay=0.05)),
+                dict(decay_rate=0.8, decay_type='layer_wise'),
+            )(model)
             wanted = [dict(group) for group in wrapper.optimizer.param_groups]
             if not merged:
                 wanted = [dict(group, params=[param]) for group in wanted for param in group['params']]
@@ -360,41 +442,57 @@ def print_header(result: dict[str, Any], changes: list[str]) -> None:
 def header_lines(result: dict[str, Any]) -> list[str]:
     found = result['machine']
     options = result['options']
-    allowed = ', '.join(f'{dtype} {outputs:.0e} / {gradient:.0e}' for dtype, (outputs, gradient) in (
-        (dtype, tolerances(dtype, torch.device(options['device']))) for dtype in options['dtype']))
+    allowed = ', '.join(
+        f'{dtype} {outputs:.0e} / {gradient:.0e}'
+        for dtype, (outputs, gradient) in (
+            (dtype, tolerances(dtype, torch.device(options['device']))) for dtype in options['dtype']
+        )
+    )
     return [
         f'machine: {found["gpu"] or found["cpu"]}, {found["cpus"]} CPUs ({", ".join(found["instructions"])}), '
         f'{found["threads"]} threads, load before {found["load_before"]}',
         'versions: ' + ', '.join(f'{name} {version}' for name, version in found['versions'].items()),
         'rates, GFLOP/s: ' + ', '.join(f'{name} {value:.0f}' for name, value in result['rates'].items()),
         'missing: ' + ('; '.join(f'{name} ({why})' for name, why in result.get('missing', {}).items()) or 'nothing'),
-        f'allowed differences, outputs / gradient: {allowed}']
+        f'allowed differences, outputs / gradient: {allowed}',
+    ]
 
 
-COLUMNS = {'min ms': ('min', lambda value: f'{value * 1000:.1f}'),
-           'median ms': ('median', lambda value: f'{value * 1000:.1f}'),
-           'spread': ('spread', lambda value: f'{value:.0%}'),
-           'images/s': ('images_per_second', lambda value: f'{value:.2f}'),
-           'groups': ('groups', str),
-           'peak MiB': ('peak_mib', lambda value: f'{value:.0f}'),
-           'step MiB': ('step_mib', lambda value: f'{value:.0f}'),
-           'saved MiB': ('saved_mib', lambda value: f'{value:.0f}'),
-           'B / token / channel': ('bytes_per_token_channel', lambda value: f'{value:.1f}')}
+COLUMNS = {
+    'min ms': ('min', lambda value: f'{value * 1000:.1f}'),
+    'median ms': ('median', lambda value: f'{value * 1000:.1f}'),
+    'spread': ('spread', lambda value: f'{value:.0%}'),
+    'images/s': ('images_per_second', lambda value: f'{value:.2f}'),
+    'groups': ('groups', str),
+    'peak MiB': ('peak_mib', lambda value: f'{value:.0f}'),
+    'step MiB': ('step_mib', lambda value: f'{value:.0f}'),
+    'saved MiB': ('saved_mib', lambda value: f'{value:.0f}'),
+    'B / token / channel': ('bytes_per_token_channel', lambda value: f'{value:.1f}'),
+}
 
 
 def operator_table(rows: list[dict[str, Any]]) -> str:
     """Markdown: where the time of a step goes."""
     kinds = list(rows[0]['operators'])
     lines = [['ms', 'dtype', 'all', *kinds, 'Linears, GFLOP/s'], ['---'] * (len(kinds) + 4)]
-    lines += [[row['name'], row['dtype'], f'{row["total"]:.1f}', *(f'{row["operators"][kind]:.1f}' for kind in kinds),
-               f'{row["linear_gflop_per_s"]:.0f}'] for row in rows]
+    lines += [
+        [
+            row['name'],
+            row['dtype'],
+            f'{row["total"]:.1f}',
+            *(f'{row["operators"][kind]:.1f}' for kind in kinds),
+            f'{row["linear_gflop_per_s"]:.0f}',
+        ]
+        for row in rows
+    ]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
 def table(rows: list[dict[str, Any]], dtypes: list[str]) -> str:
     """Markdown. The columns of ratios are time over that of ours, minima and (medians)."""
-    columns = {title: (key, text) for title, (key, text) in COLUMNS.items()
-               if any(row.get(key) is not None for row in rows)}
+    columns = {
+        title: (key, text) for title, (key, text) in COLUMNS.items() if any(row.get(key) is not None for row in rows)
+    }
     ratios = [dtype for dtype in dtypes if any(f'ratio_min_{dtype}' in row for row in rows)]
     base = 'merged, fused' if any('groups' in row for row in rows) else 'ours'
     lines = [['', 'dtype', *columns, *(f'over {base} {dtype}' for dtype in ratios)]]
@@ -412,15 +510,21 @@ def report(result: dict[str, Any]) -> str:
     sizes = ' '.join(f'{height}x{width}' for height, width in options['size'])
     what = Path(options['config']).stem if options['config'] else f'ConvNeXt {options["arch"]}'
     how = 'operators' if options['profile'] else f'{options["rounds"]} rounds in turn'
-    lines = [f'{what}, {options["mode"]}, batch {" ".join(map(str, options["batch"]))}, {sizes}, ' + how,
-             '', f'`{result["command"]}`', '',
-             *(f'- {line}' for line in header_lines(result))]
+    lines = [
+        f'{what}, {options["mode"]}, batch {" ".join(map(str, options["batch"]))}, {sizes}, ' + how,
+        '',
+        f'`{result["command"]}`',
+        '',
+        *(f'- {line}' for line in header_lines(result)),
+    ]
     if 'gflop' in result:
         rate = max((value, name) for name, value in result['rates'].items() if name.startswith(('linear', 'oneDNN')))
         fp32 = max((value, name) for name, value in result['rates'].items() if name.endswith('linear fp32'))
-        lines.append(f'- products and convolutions of the backbone: {result["gflop"]:.4g} GFLOP a step, at the rates '
-                     f'above at least {result["gflop"] / fp32[0] * 1000:.1f} ms in fp32 and '
-                     f'{result["gflop"] / rate[0] * 1000:.1f} ms by {rate[1]}')
+        lines.append(
+            f'- products and convolutions of the backbone: {result["gflop"]:.4g} GFLOP a step, at the rates '
+            f'above at least {result["gflop"] / fp32[0] * 1000:.1f} ms in fp32 and '
+            f'{result["gflop"] / rate[0] * 1000:.1f} ms by {rate[1]}'
+        )
     if options['config'] and options['device'] == 'cpu' and options['dtype'] != ['fp32']:
         lines.append("- half types in the backbone only: mmcv's CPU operators know none")
     if 'detections_per_image' in result:
@@ -428,19 +532,29 @@ def report(result: dict[str, Any]) -> str:
     if options['drop_path'] and options['mode'] == 'train':
         lines.append('- with drop path, steps differ by what they draw: the medians count, not the minima')
     if options['profile']:
-        lines += ['- the fastest of five steps under the profiler; the rate is that of the products which the model '
-                  'needs, computed again or not', '', operator_table(result['rows'])]
+        lines += [
+            '- the fastest of five steps under the profiler; the rate is that of the products which the model '
+            'needs, computed again or not',
+            '',
+            operator_table(result['rows']),
+        ]
     elif 'rows' in result:
         lines += ['', table(result['rows'], options['dtype'])]
     if 'points' in result:
         titles = list(next(iter(result['exponents'].values())))
         lines += ['', f'| exponent | {" | ".join(titles)} |', '|' + '---|' * (len(titles) + 1)]
-        lines += [f'| {name} | ' + ' | '.join('' if found[title] is None else f'{found[title]:.2f}' for title in titles)
-                  + ' |' for name, found in result['exponents'].items()]
+        lines += [
+            f'| {name} | '
+            + ' | '.join('' if found[title] is None else f'{found[title]:.2f}' for title in titles)
+            + ' |'
+            for name, found in result['exponents'].items()
+        ]
         lines += ['', '| | batch | size | min ms | median ms | step MiB |', '|---|---|---|---|---|---|']
-        lines += [f'| {point["row"]} | {point["batch"]} | {point["height"]}x{point["width"]} | '
-                  f'{point["min"] * 1000:.1f} | {point["median"] * 1000:.1f} | {point.get("step_mib", "")} |'
-                  for point in result['points']]
+        lines += [
+            f'| {point["row"]} | {point["batch"]} | {point["height"]}x{point["width"]} | '
+            f'{point["min"] * 1000:.1f} | {point["median"] * 1000:.1f} | {point.get("step_mib", "")} |'
+            for point in result['points']
+        ]
     return '\n'.join(lines) + '\n'
 
 
@@ -460,27 +574,45 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument('--arch', default='tiny', choices=list(ARCHS))
     parser.add_argument('--config', help='measure the whole detector or segmentor of this config, with each backbone')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='change the config')
-    parser.add_argument('--dtype', nargs='+', choices=list(DTYPES), default=['fp32'],
-                        help='bf16 and fp16: autocast; several are compared in one run')
+    parser.add_argument(
+        '--dtype',
+        nargs='+',
+        choices=list(DTYPES),
+        default=['fp32'],
+        help='bf16 and fp16: autocast; several are compared in one run',
+    )
     parser.add_argument('--cast', action='store_true', help='inference: weights in the half type instead of autocast')
     parser.add_argument('--batch', type=int, nargs='+', help='default 1, in training 2')
-    parser.add_argument('--size', type=parse_size, nargs='+', metavar='HxW', help='default 800x1344, in training '
-                        '512x512')
-    parser.add_argument('--layout', choices=('auto', 'contiguous', 'channels_last', 'both'), default='auto',
-                        help="the peers' memory; auto: the layouts that suit each (ours chooses by itself)")
+    parser.add_argument(
+        '--size', type=parse_size, nargs='+', metavar='HxW', help='default 800x1344, in training 512x512'
+    )
+    parser.add_argument(
+        '--layout',
+        choices=('auto', 'contiguous', 'channels_last', 'both'),
+        default='auto',
+        help="the peers' memory; auto: the layouts that suit each (ours chooses by itself)",
+    )
     parser.add_argument('--compile', action='store_true', help='torch.compile of ours, official and timm as well')
-    parser.add_argument('--drop-path', type=float, default=0., help='stochastic depth in training')
-    parser.add_argument('--ours', nargs='+', default=[], metavar='NAME:KEY=VALUE,...', help='further rows of ours with '
-                        'other arguments, as in checkpoint:with_cp=True; keys in capitals are environment variables')
+    parser.add_argument('--drop-path', type=float, default=0.0, help='stochastic depth in training')
+    parser.add_argument(
+        '--ours',
+        nargs='+',
+        default=[],
+        metavar='NAME:KEY=VALUE,...',
+        help='further rows of ours with '
+        'other arguments, as in checkpoint:with_cp=True; keys in capitals are environment variables',
+    )
     parser.add_argument('--only', nargs='+', metavar='NAME', help='these rows, or all rows of these peers')
     parser.add_argument('--rounds', type=int, default=9)
     parser.add_argument('--warmup', type=int, default=2, help='steps of each row before the first round')
     parser.add_argument('--threads', type=int, help='CPU threads; default: as torch chooses')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--no-memory', dest='memory', action='store_false', help='no peak memory, which takes a '
-                        'process a row')
-    parser.add_argument('--profile', action='store_true', help='where the time of a step goes, instead of how long it '
-                        'takes')
+    parser.add_argument(
+        '--no-memory', dest='memory', action='store_false', help='no peak memory, which takes a process a row'
+    )
+    parser.add_argument(
+        '--profile', action='store_true', help='where the time of a step goes, instead of how long it takes'
+    )
     parser.add_argument('--scaling', action='store_true', help='time and memory against image size and batch')
     parser.add_argument('--plot', type=Path, metavar='OUT', help='of --scaling: .png or .svg')
     parser.add_argument('--json', type=Path, metavar='OUT')
@@ -492,8 +624,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     args.size = args.size or [(512, 512) if args.mode == 'train' else (800, 1344)]
     if args.config:
         # As tools/train.py reads it.
-        read = common_arguments('').parse_args([args.config, *(['--cfg-options', *args.cfg_options]
-                                                               if args.cfg_options else [])])
+        read = common_arguments('').parse_args(
+            [args.config, *(['--cfg-options', *args.cfg_options] if args.cfg_options else [])]
+        )
         args = argparse.Namespace(**{**vars(read), **{k: v for k, v in vars(args).items() if k != 'cfg_options'}})
     if args.rounds < 1 or args.warmup < 1 or min(args.batch) < 1:
         raise UserError('--rounds, --warmup and --batch need at least 1')

@@ -3,6 +3,7 @@
 Each figure is the median over fresh processes, against bare ``torch.load`` and ``load_state_dict`` of the same file.
 The file has the official layout with random weights; it is in the page cache, as after any first use.
 """
+
 import argparse
 import json
 import os
@@ -28,8 +29,14 @@ def write_file(arch: str, path: Path) -> None:
     model = ConvNeXt(arch)
     width = model.channels[-1]
     state = {name: value for name, value in model.state_dict().items() if not name.startswith('norm')}
-    state.update({'norm.weight': torch.ones(width), 'norm.bias': torch.zeros(width),
-                  'head.weight': torch.randn(1000, width), 'head.bias': torch.zeros(1000)})
+    state.update(
+        {
+            'norm.weight': torch.ones(width),
+            'norm.bias': torch.zeros(width),
+            'head.weight': torch.randn(1000, width),
+            'head.bias': torch.zeros(1000),
+        }
+    )
     torch.save({'model': state}, path)
 
 
@@ -68,19 +75,33 @@ def main() -> None:
         size = path.stat().st_size / 2**20
         for _ in range(args.repeats):
             for way in WAYS:
-                done = subprocess.run([sys.executable, __file__, '--arch', args.arch, '--measure', way, str(path)],
-                                      check=True, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+                done = subprocess.run(
+                    [sys.executable, __file__, '--arch', args.arch, '--measure', way, str(path)],
+                    check=True,
+                    text=True,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                )
                 runs[way].append(json.loads(done.stderr.splitlines()[-1]))
-    median = {way: {key: round(statistics.median(run[key] for run in found), 3) for key in found[0]}
-              for way, found in runs.items()}
+    median = {
+        way: {key: round(statistics.median(run[key] for run in found), 3) for key in found[0]}
+        for way, found in runs.items()
+    }
     result = dict(
-        arch=args.arch, file_mib=round(size, 1), median=median,
-        ratio={way: {key: round(median[way][key] / median['bare'][key], 3) for key in median[way]}
-               for way in WAYS[1:]},
-        machine=dict(cpu=platform.processor() or platform.machine(), cpus=os.cpu_count(),
-                     threads=torch.get_num_threads(), python=platform.python_version(), torch=torch.__version__,
-                     convnext_dense=__version__),
-        runs=runs)
+        arch=args.arch,
+        file_mib=round(size, 1),
+        median=median,
+        ratio={way: {key: round(median[way][key] / median['bare'][key], 3) for key in median[way]} for way in WAYS[1:]},
+        machine=dict(
+            cpu=platform.processor() or platform.machine(),
+            cpus=os.cpu_count(),
+            threads=torch.get_num_threads(),
+            python=platform.python_version(),
+            torch=torch.__version__,
+            convnext_dense=__version__,
+        ),
+        runs=runs,
+    )
     text = json.dumps(result, indent=2)
     print(text)
     if args.out:

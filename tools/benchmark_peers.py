@@ -3,6 +3,7 @@
 All of them get the same weights and give what a dense predictor needs: the features of four stages, each normalised.
 mmpretrain and transformers have these output norms; timm and torchvision get them here.
 """
+
 from __future__ import annotations
 
 import importlib
@@ -28,13 +29,13 @@ EPS = 1e-6
 def random_state(arch: str | dict, seed: int = 0) -> dict[str, Tensor]:
     """A state dict of ours with random values in every tensor: at a layer scale of 1e-6 no block would show."""
     generator = torch.Generator().manual_seed(seed)
-    state = ConvNeXt(arch, layer_scale_init_value=1.).state_dict()
+    state = ConvNeXt(arch, layer_scale_init_value=1.0).state_dict()
     for name, value in state.items():
         noise = torch.randn(value.shape, generator=generator)
         if value.ndim > 1:
-            state[name] = noise / value[0].numel()**.5
+            state[name] = noise / value[0].numel() ** 0.5
         else:
-            state[name] = .1 * noise + (0. if name.endswith('bias') else .5 if name.endswith('gamma') else 1.)
+            state[name] = 0.1 * noise + (0.0 if name.endswith('bias') else 0.5 if name.endswith('gamma') else 1.0)
     return state
 
 
@@ -53,7 +54,6 @@ class ChannelsFirstNorm(nn.Module):
 
 
 class OfficialBlock(nn.Module):
-
     def __init__(self, channels: int, drop_path: float) -> None:
         super().__init__()
         self.dwconv = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
@@ -80,12 +80,16 @@ class Official(nn.Module):
     def __init__(self, depths: tuple[int, ...], channels: tuple[int, ...], drop_path: float) -> None:
         super().__init__()
         rates = iter(np.linspace(0, drop_path, sum(depths)).tolist())
-        self.downsample_layers = nn.ModuleList([
-            nn.Sequential(nn.Conv2d(3, channels[0], 4, 4), ChannelsFirstNorm(channels[0])),
-            *(nn.Sequential(ChannelsFirstNorm(a), nn.Conv2d(a, b, 2, 2)) for a, b in zip(channels, channels[1:]))])
+        self.downsample_layers = nn.ModuleList(
+            [
+                nn.Sequential(nn.Conv2d(3, channels[0], 4, 4), ChannelsFirstNorm(channels[0])),
+                *(nn.Sequential(ChannelsFirstNorm(a), nn.Conv2d(a, b, 2, 2)) for a, b in zip(channels, channels[1:])),
+            ]
+        )
         self.stages = nn.ModuleList(
             nn.Sequential(*(OfficialBlock(width, next(rates)) for _ in range(depth)))
-            for depth, width in zip(depths, channels))
+            for depth, width in zip(depths, channels)
+        )
         for i, width in enumerate(channels):
             self.add_module(f'norm{i}', ChannelsFirstNorm(width))
 
@@ -100,16 +104,19 @@ class Official(nn.Module):
 class WithNorms(nn.Module):
     """A classifier's stage features with output norms."""
 
-    def __init__(self, classifier: nn.Module, features: Callable[[nn.Module, Tensor], list[Tensor]],
-                 channels: tuple[int, ...]) -> None:
+    def __init__(
+        self, classifier: nn.Module, features: Callable[[nn.Module, Tensor], list[Tensor]], channels: tuple[int, ...]
+    ) -> None:
         super().__init__()
         self.classifier = classifier
         self.features = features
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps=EPS) for width in channels)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        return [norm(feature.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # (N, C, H, W) -> (N, H, W, C) and back
-                for norm, feature in zip(self.norms, self.features(self.classifier, x))]
+        return [
+            norm(feature.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # (N, C, H, W) -> (N, H, W, C) and back
+            for norm, feature in zip(self.norms, self.features(self.classifier, x))
+        ]
 
 
 class FeatureMaps(nn.Module):
@@ -145,15 +152,22 @@ def build_official(depths, channels, drop_path, state) -> nn.Module:
 def build_mmpretrain(depths, channels, drop_path, state) -> nn.Module:
     import_mmpretrain()
     from mmpretrain.models import ConvNeXt as Theirs
-    model = Theirs(dict(depths=list(depths), channels=list(channels)), out_indices=(0, 1, 2, 3),
-                   drop_path_rate=drop_path, layer_scale_init_value=1., gap_before_final_norm=False)
+
+    model = Theirs(
+        dict(depths=list(depths), channels=list(channels)),
+        out_indices=(0, 1, 2, 3),
+        drop_path_rate=drop_path,
+        layer_scale_init_value=1.0,
+        gap_before_final_norm=False,
+    )
     fill(model, state, 'mmpretrain')
     return model
 
 
 def build_timm(depths, channels, drop_path, state) -> nn.Module:
     from timm.models.convnext import ConvNeXt as Theirs
-    classifier = Theirs(depths=depths, dims=channels, drop_path_rate=drop_path, ls_init_value=1., num_classes=0)
+
+    classifier = Theirs(depths=depths, dims=channels, drop_path_rate=drop_path, ls_init_value=1.0, num_classes=0)
     model = WithNorms(classifier, lambda body, x: body.forward_intermediates(x, intermediates_only=True), channels)
     fill(classifier, state, 'timm', model.norms)
     return model
@@ -172,7 +186,7 @@ def build_torchvision(depths, channels, drop_path, state) -> nn.Module:
         return outputs
 
     settings = [CNBlockConfig(*setting) for setting in zip(channels, [*channels[1:], None], depths)]
-    classifier = Theirs(settings, stochastic_depth_prob=drop_path, layer_scale=1.)
+    classifier = Theirs(settings, stochastic_depth_prob=drop_path, layer_scale=1.0)
     classifier.classifier = nn.Identity()
     model = WithNorms(classifier, features, channels)
     fill(classifier, state, 'torchvision', model.norms)
@@ -181,9 +195,17 @@ def build_torchvision(depths, channels, drop_path, state) -> nn.Module:
 
 def build_transformers(depths, channels, drop_path, state) -> nn.Module:
     from transformers import ConvNextBackbone, ConvNextConfig
-    backbone = ConvNextBackbone(ConvNextConfig(
-        depths=list(depths), hidden_sizes=list(channels), drop_path_rate=drop_path, layer_scale_init_value=1.,
-        layer_norm_eps=EPS, out_features=['stage1', 'stage2', 'stage3', 'stage4']))
+
+    backbone = ConvNextBackbone(
+        ConvNextConfig(
+            depths=list(depths),
+            hidden_sizes=list(channels),
+            drop_path_rate=drop_path,
+            layer_scale_init_value=1.0,
+            layer_norm_eps=EPS,
+            out_features=['stage1', 'stage2', 'stage3', 'stage4'],
+        )
+    )
     fill(backbone, state, 'hf')
     return FeatureMaps(backbone)
 
@@ -232,6 +254,7 @@ def import_mmpretrain() -> None:
 def onnxruntime_session(path: Path, shape: tuple[int, ...], threads: int, dtype: str) -> Callable[[Tensor], list]:
     """A function from an image to features, by ONNX Runtime on the CPU."""
     import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
@@ -241,12 +264,20 @@ def onnxruntime_session(path: Path, shape: tuple[int, ...], threads: int, dtype:
 def openvino_session(path: Path, shape: tuple[int, ...], threads: int, dtype: str) -> Callable[[Tensor], list]:
     """A function from an image to features, by OpenVINO on the CPU, compiled for this shape."""
     import openvino
+
     core = openvino.Core()
     model = core.read_model(path)
     model.reshape(list(shape))
-    request = core.compile_model(model, 'CPU', {
-        'INFERENCE_NUM_THREADS': threads, 'INFERENCE_PRECISION_HINT': {'fp32': 'f32', 'bf16': 'bf16'}[dtype],
-        'PERFORMANCE_HINT': 'LATENCY', 'NUM_STREAMS': 1}).create_infer_request()
+    request = core.compile_model(
+        model,
+        'CPU',
+        {
+            'INFERENCE_NUM_THREADS': threads,
+            'INFERENCE_PRECISION_HINT': {'fp32': 'f32', 'bf16': 'bf16'}[dtype],
+            'PERFORMANCE_HINT': 'LATENCY',
+            'NUM_STREAMS': 1,
+        },
+    ).create_infer_request()
     return lambda image: _tensors(request.infer([image.numpy()], share_inputs=True).values())
 
 

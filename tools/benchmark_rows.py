@@ -1,4 +1,5 @@
 """What tools/benchmark.py measures: rows, the step of each, comparing them, and the memory that a step takes."""
+
 from __future__ import annotations
 
 import argparse
@@ -47,6 +48,7 @@ class Row:
         arguments, environment: Of our ConvNeXt: extra arguments, and variables (None: not set) while it is built and
             runs.
     """
+
     name: str
     peer: str
     dtype: str
@@ -69,15 +71,22 @@ def all_rows(args: argparse.Namespace) -> list[Row]:
         rows += [ours, eager]
         if args.mode == 'train' and 'memory' in inspect.signature(ConvNeXt).parameters:
             rows += [replace(ours, name=f'ours {mode}', arguments={'memory': mode}) for mode in ('lean', 'checkpoint')]
-        rows += [replace(ours, name=f'ours {name}', arguments=arguments, environment={**ours.environment, **variables})
-                 for name, arguments, variables in map(parse_variant, args.ours)]
+        rows += [
+            replace(ours, name=f'ours {name}', arguments=arguments, environment={**ours.environment, **variables})
+            for name, arguments, variables in map(parse_variant, args.ours)
+        ]
         for peer, (_, layouts) in PEERS.items():
             wanted = {'auto': layouts, 'both': ('contiguous', 'channels_last')}.get(args.layout, (args.layout,))
-            rows += [Row(peer + (' channels_last' if layout == 'channels_last' else ''), peer, dtype, layout)
-                     for layout in wanted]
+            rows += [
+                Row(peer + (' channels_last' if layout == 'channels_last' else ''), peer, dtype, layout)
+                for layout in wanted
+            ]
         if args.compile:
-            rows += [replace(row, name=f'{row.name} compiled', compiled=True)
-                     for row in rows if row.dtype == dtype and (row is ours or row.peer in ('official', 'timm'))]
+            rows += [
+                replace(row, name=f'{row.name} compiled', compiled=True)
+                for row in rows
+                if row.dtype == dtype and (row is ours or row.peer in ('official', 'timm'))
+            ]
         if args.mode == 'inference' and not args.config:
             rows += [Row(runtime, runtime, dtype) for runtime, (_, dtypes) in SESSIONS.items() if dtype in dtypes]
     if args.only:
@@ -94,11 +103,16 @@ def parse_variant(text: str) -> tuple[str, dict[str, Any], dict[str, str]]:
     """``NAME:KEY=VALUE,...`` -> name, arguments, environment variables (keys in capitals)."""
     match = re.fullmatch(r'([^:]+):(\w+=[^,=]+(?:,\w+=[^,=]+)*)', text)
     if not match:
-        raise UserError(f'--ours {text}: write NAME:KEY=VALUE,KEY=VALUE, as in checkpoint:with_cp=True; keys in '
-                        'capitals are environment variables')
+        raise UserError(
+            f'--ours {text}: write NAME:KEY=VALUE,KEY=VALUE, as in checkpoint:with_cp=True; keys in '
+            'capitals are environment variables'
+        )
     pairs = dict(pair.split('=') for pair in match[2].split(','))
-    return (match[1], {key: yaml.safe_load(value) for key, value in pairs.items() if not key.isupper()},
-            {key: value for key, value in pairs.items() if key.isupper()})
+    return (
+        match[1],
+        {key: yaml.safe_load(value) for key, value in pairs.items() if not key.isupper()},
+        {key: value for key, value in pairs.items() if key.isupper()},
+    )
 
 
 @contextmanager
@@ -130,19 +144,21 @@ class Task:
         self.args, self.batch, self.size = args, batch, size
         self.train = args.mode == 'train'
         self.device = torch.device(args.device)
-        self.backbone_args: dict[str, Any] = dict(arch=args.arch, layer_scale_init_value=1.)
+        self.backbone_args: dict[str, Any] = dict(arch=args.arch, layer_scale_init_value=1.0)
         self.model: nn.Module | None = None
         self.changes: list[str] = []
         if args.config:
             self._build_model(args)
         else:
             self.backbone_args['drop_path_rate'] = args.drop_path
-        self.drop_path = self.backbone_args.get('drop_path_rate', 0.)
+        self.drop_path = self.backbone_args.get('drop_path_rate', 0.0)
         self.depths, self.channels = resolve_arch(self.backbone_args['arch'])
         plain = {key: value for key, value in self.backbone_args.items() if key not in NO_FUNCTION}
-        if plain != {'layer_scale_init_value': 1.}:
-            raise UserError(f'the backbone of this config has {plain}: the peers can only be compared with '
-                            'layer_scale_init_value=1.0 and defaults for all but arch and drop_path_rate')
+        if plain != {'layer_scale_init_value': 1.0}:
+            raise UserError(
+                f'the backbone of this config has {plain}: the peers can only be compared with '
+                'layer_scale_init_value=1.0 and defaults for all but arch and drop_path_rate'
+            )
         self.state = random_state(self.backbone_args['arch'])
         generator = torch.Generator().manual_seed(0)
         self.image = torch.randn(batch, 3, *size, generator=generator).to(self.device)
@@ -157,8 +173,9 @@ class Task:
         if cfg.model.get('backbone', {}).get('type') != 'ConvNeXt':
             raise UserError(f'{args.config} has no ConvNeXt as model.backbone: give a config that has')
         self.changes = fit_to_machine(cfg, 'none')
-        self.backbone_args = {key: value for key, value in cfg.model.backbone.to_dict().items()
-                              if key not in ('type', 'init_cfg')}
+        self.backbone_args = {
+            key: value for key, value in cfg.model.backbone.to_dict().items() if key not in ('type', 'init_cfg')
+        }
         cfg.model.backbone.init_cfg = None
         torch.manual_seed(0)
         self.model = MODELS.build(cfg.model)
@@ -194,19 +211,22 @@ def make_samples(cfg: Config, batch: int, size: tuple[int, int], device: torch.d
     if 'decode_head' in cfg.model:
         from mmengine.structures import PixelData
         from mmseg.structures import SegDataSample
+
         generator = torch.Generator().manual_seed(0)
         samples = []
         for _ in range(batch):
             labels = PixelData(data=torch.randint(classes, (1, *size), generator=generator))
-            meta = dict(img_shape=size, ori_shape=size, pad_shape=size, scale_factor=(1., 1.), flip=False)
+            meta = dict(img_shape=size, ori_shape=size, pad_shape=size, scale_factor=(1.0, 1.0), flip=False)
             samples.append(SegDataSample(gt_sem_seg=labels, metainfo=meta).to(device))
         images = [torch.randint(256, (3, *size), generator=generator, dtype=torch.uint8) for _ in range(batch)]
         return dict(inputs=images, data_samples=samples)
     from mmdet.testing import demo_mm_inputs
-    data = demo_mm_inputs(batch, [(3, *size)] * batch, num_items=[BOXES] * batch, num_classes=classes,
-                          with_mask='mask_head' in text)
+
+    data = demo_mm_inputs(
+        batch, [(3, *size)] * batch, num_items=[BOXES] * batch, num_classes=classes, with_mask='mask_head' in text
+    )
     for sample in data['data_samples']:
-        sample.set_metainfo(dict(scale_factor=(1., 1.)))
+        sample.set_metainfo(dict(scale_factor=(1.0, 1.0)))
     return data
 
 
@@ -240,7 +260,8 @@ class Subject:
             elif dtype != torch.float32:
                 autocast = partial(torch.autocast, task.device.type, dtype)
                 self.autocast, self.backbone_autocast = (
-                    (nullcontext, autocast) if self.heads_in_fp32 else (autocast, nullcontext))
+                    (nullcontext, autocast) if self.heads_in_fp32 else (autocast, nullcontext)
+                )
             model.train(task.train)  # mmpretrain's gives None
         self.model = model
         self.run = torch.compile(model) if row.compiled else model
@@ -369,8 +390,9 @@ class Reference:
             gradient = None
             if self.gradient:
                 generator = torch.Generator().manual_seed(1)
-                torch.autograd.backward(outputs, [
-                    torch.randn(out.shape, generator=generator).to(out) for out in outputs])
+                torch.autograd.backward(
+                    outputs, [torch.randn(out.shape, generator=generator).to(out) for out in outputs]
+                )
                 gradient = stem_gradient(model).clone()
         if model is not None:
             model.train(self.task.train)
@@ -390,9 +412,11 @@ class Reference:
             found['gradient'] = relative(gradient, wanted_gradient)
         for (what, difference), allowed in zip(found.items(), tolerances(subject.row.dtype, self.task.device)):
             if not difference <= allowed:
-                raise UserError(f'the {what} of {subject.row.key} differ from the official formulation by '
-                                f'{difference:.1e} (relative, at most {allowed:.0e} is allowed): its time would mean '
-                                'nothing; leave it out by --only, or find the error')
+                raise UserError(
+                    f'the {what} of {subject.row.key} differ from the official formulation by '
+                    f'{difference:.1e} (relative, at most {allowed:.0e} is allowed): its time would mean '
+                    'nothing; leave it out by --only, or find the error'
+                )
         return found
 
 
@@ -406,7 +430,7 @@ def tolerances(dtype: str, device: torch.device) -> tuple[float, float]:
 def count_gflop(task: Task, kinds: tuple[type, ...] = (nn.Conv2d, nn.Linear)) -> float:
     """Matrix products and convolutions of one step of the backbone, multiply and add counted separately."""
     with torch.device('meta'):  # shapes are enough
-        model, image = Official(task.depths, task.channels, 0.), torch.empty(task.image.shape)
+        model, image = Official(task.depths, task.channels, 0.0), torch.empty(task.image.shape)
     products = []
     for module in model.modules():
         if isinstance(module, kinds):
@@ -436,7 +460,7 @@ def operators(subject: Subject, steps: int = 5) -> dict[str, float]:
     for _ in range(steps):
         with torch.profiler.profile(activities=[getattr(torch.profiler.ProfilerActivity, device.upper())]) as profile:
             subject.step()
-        kinds = dict.fromkeys((*OPERATORS, 'rest'), 0.)
+        kinds = dict.fromkeys((*OPERATORS, 'rest'), 0.0)
         for event in profile.key_averages():
             name = event.key.split('::')[-1]
             kind = next((kind for kind, pattern in OPERATORS.items() if re.fullmatch(pattern, name)), 'rest')
@@ -484,8 +508,10 @@ def saved_activations(subject: Subject) -> dict[str, float | None]:
     subject.model.eval()
     (one, one_in_blocks, _), (two, two_in_blocks, numbers) = (_saved_bytes(subject, images) for images in (1, 2))
     subject.model.train(subject.task.train)
-    return dict(saved_mib=round((two - one) * subject.task.batch / MIB, 2),
-                bytes_per_token_channel=round(2 * (two_in_blocks - one_in_blocks) / numbers, 2) if numbers else None)
+    return dict(
+        saved_mib=round((two - one) * subject.task.batch / MIB, 2),
+        bytes_per_token_channel=round(2 * (two_in_blocks - one_in_blocks) / numbers, 2) if numbers else None,
+    )
 
 
 def _saved_bytes(subject: Subject, images: int) -> tuple[int, int, int]:
@@ -513,12 +539,17 @@ def _saved_bytes(subject: Subject, images: int) -> tuple[int, int, int]:
         if type(module).__name__ in BLOCKS:
             handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
     image = subject.task.image[:1].expand(images, -1, -1, -1).contiguous()
-    with environment(subject.row.environment), subject.autocast(), subject.backbone_autocast(), \
-            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with (
+        environment(subject.row.environment),
+        subject.autocast(),
+        subject.backbone_autocast(),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+    ):
         outputs = subject.features(image)
     for handle in handles:
         handle.remove()
     del outputs
-    in_blocks = sum(storage.nbytes() for address, (storage, of_block) in storages.items()
-                    if of_block or address in inputs)
+    in_blocks = sum(
+        storage.nbytes() for address, (storage, of_block) in storages.items() if of_block or address in inputs
+    )
     return sum(storage.nbytes() for storage, _ in storages.values()), in_blocks, numbers[0]

@@ -1,4 +1,5 @@
 """Convert ConvNeXt weights: python tools/convert_checkpoint.py IN OUT --to timm, or IN --inspect"""
+
 import argparse
 from pathlib import Path
 
@@ -9,14 +10,20 @@ from convnext_dense.launch import errors_as_sentences
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split(':')[0])
-    parser.add_argument('source', metavar='IN', help='path, URL, hf-hub:org/name, timm:name or the short name of an '
-                        'official file, in any format')
+    parser.add_argument(
+        'source',
+        metavar='IN',
+        help='path, URL, hf-hub:org/name, timm:name or the short name of an official file, in any format',
+    )
     parser.add_argument('out', metavar='OUT', nargs='?', help='file to write; ends in .safetensors for that format')
     parser.add_argument('--to', choices=list(TARGETS), help='format to write; the backbone alone is written')
     parser.add_argument('--inspect', action='store_true', help='only say what is in the file and what would load')
     parser.add_argument('--prefix', help='which ConvNeXt, where the file has several, such as model_ema.')
-    parser.add_argument('--trust-checkpoint', action='store_true',
-                        help='let a pickle execute code: only for files whose author you trust')
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='let a pickle execute code: only for files whose author you trust',
+    )
     args = parser.parse_args()
     with errors_as_sentences():
         if args.inspect:

@@ -1,4 +1,5 @@
 """Train, test and draw Mask R-CNN and UperNet on the built-in digits: python tools/demo.py FOLDER [--quick]"""
+
 import argparse
 import json
 import os
@@ -20,10 +21,14 @@ ROOT = Path(__file__).resolve().parents[1]
 NUM_SHOWN = 12
 # Config, what a quick walk changes in it, and the curves to draw: {metric: label}.
 TASKS = {
-    'mask_rcnn': (['train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'train_dataloader.dataset.indices=320'],
-                  {'coco/bbox_mAP': 'box AP', 'coco/segm_mAP': 'mask AP'}),
-    'upernet': (['train_cfg.max_iters=60', 'train_cfg.val_interval=60', 'default_hooks.checkpoint.interval=60'],
-                {'mIoU': 'mIoU'}),
+    'mask_rcnn': (
+        ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'train_dataloader.dataset.indices=320'],
+        {'coco/bbox_mAP': 'box AP', 'coco/segm_mAP': 'mask AP'},
+    ),
+    'upernet': (
+        ['train_cfg.max_iters=60', 'train_cfg.val_interval=60', 'default_hooks.checkpoint.interval=60'],
+        {'mIoU': 'mIoU'},
+    ),
 }
 
 
@@ -80,8 +85,14 @@ def main() -> None:
         tables = {}
         for task, (quick, curves) in TASKS.items():
             config, work_dir = ROOT / 'configs' / task / 'convnext_digits.py', folder / task
-            call('train.py', config, '--work-dir', work_dir, *(['--cfg-options', *quick] if args.quick else []),
-                 data=data)
+            call(
+                'train.py',
+                config,
+                '--work-dir',
+                work_dir,
+                *(['--cfg-options', *quick] if args.quick else []),
+                data=data,
+            )
             checkpoint = (work_dir / 'last_checkpoint').read_text()
             drawn = work_dir / 'drawn'
             call('test.py', config, checkpoint, '--work-dir', work_dir / 'test', '--show-dir', drawn, data=data)

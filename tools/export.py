@@ -2,6 +2,7 @@
 
 Batch, height and width of the graph are free. It is compared with the model in ONNX Runtime at three sizes.
 """
+
 from pathlib import Path
 
 from convnext_dense.errors import UserError
@@ -27,15 +28,18 @@ def main() -> None:
         export_onnx(model, args.out, in_channels)
         try:
             difference = check_onnx(model, args.out, in_channels)
-            verdict = (f'equals the model within {difference:.1e} in ONNX Runtime, at '
-                       + ', '.join(f'{n}x{in_channels}x{h}x{w}' for n, h, w in CHECKED_SHAPES))
+            verdict = f'equals the model within {difference:.1e} in ONNX Runtime, at ' + ', '.join(
+                f'{n}x{in_channels}x{h}x{w}' for n, h, w in CHECKED_SHAPES
+            )
         except ImportError:
             verdict = f'not checked: onnxruntime is not installed ({INSTALL})'
         except UserError:
             args.out.unlink()  # nobody shall use it
             raise
-        print(f'{args.out}: {"backbone and neck" if args.with_neck else "backbone"}, '
-              f'{args.out.stat().st_size / 2**20:.1f} MiB, {verdict}')
+        print(
+            f'{args.out}: {"backbone and neck" if args.with_neck else "backbone"}, '
+            f'{args.out.stat().st_size / 2**20:.1f} MiB, {verdict}'
+        )
 
 
 if __name__ == '__main__':

@@ -1,4 +1,5 @@
 """Parameters and FLOPs by the published counting rule: python tools/get_flops.py CONFIG… (or --all)"""
+
 import argparse
 import re
 from collections.abc import Iterable
@@ -39,19 +40,28 @@ def row_of(name: str, found: Complexity) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split(':')[0])
     parser.add_argument('config', nargs='*', help='config files of mmdet or mmseg')
-    parser.add_argument('--all', action='store_true', help='every config of the model zoo, and every arch as the '
-                        'ImageNet classifier at 224x224 and 384x384')
-    parser.add_argument('--shape', type=shape_of, metavar='WIDTHxHEIGHT', help='size of the image; default 1280x800 '
-                        'for detectors, the scale of the test pipeline for segmentors')
+    parser.add_argument(
+        '--all',
+        action='store_true',
+        help='every config of the model zoo, and every arch as the ImageNet classifier at 224x224 and 384x384',
+    )
+    parser.add_argument(
+        '--shape',
+        type=shape_of,
+        metavar='WIDTHxHEIGHT',
+        help='size of the image; default 1280x800 for detectors, the scale of the test pipeline for segmentors',
+    )
     args = parser.parse_args()
     with errors_as_sentences():
         if bool(args.config) == args.all:
             raise UserError('give config files or --all')
         names = {config: config for config in args.config}
         if args.all:
-            names = {model['Config'].removeprefix('configs/'): CONFIGS.parent / model['Config']
-                     for path in sorted(CONFIGS.glob('*/metafile.yml'))
-                     for model in yaml.safe_load(path.read_text())['Models']}
+            names = {
+                model['Config'].removeprefix('configs/'): CONFIGS.parent / model['Config']
+                for path in sorted(CONFIGS.glob('*/metafile.yml'))
+                for model in yaml.safe_load(path.read_text())['Models']
+            }
         print(row('', 'image', COLUMNS))
         for name, path in names.items():
             check_file(str(path), 'config')
@@ -59,9 +69,11 @@ def main() -> None:
         for arch in ARCHS if args.all else ():
             for side in (224, 384):
                 print(row_of(f'ImageNet classifier ConvNeXt {arch}', count_classifier(arch, side)), flush=True)
-        print('\nParameters in M (1e6), with auxiliary heads. FLOPs in G (1e9), without them: one multiply-add is one, '
-              'detectors have 1,000 box\nand 100 mask RoIs a stage; attention is what the FLOPs hold of products of '
-              'one activation with another.')
+        print(
+            '\nParameters in M (1e6), with auxiliary heads. FLOPs in G (1e9), without them: one multiply-add is one, '
+            'detectors have 1,000 box\nand 100 mask RoIs a stage; attention is what the FLOPs hold of products of '
+            'one activation with another.'
+        )
 
 
 if __name__ == '__main__':

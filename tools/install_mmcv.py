@@ -4,6 +4,7 @@ mmcv publishes no wheel for current torch, and an isolated build (where torch is
 out. The wheel built here is kept in the user's cache, keyed by everything its binary depends on, so that the next
 environment on the same machine installs it in seconds.
 """
+
 import argparse
 import importlib.metadata
 import os
@@ -18,21 +19,33 @@ import time
 from pathlib import Path
 
 # The two distributions share their import names: in one environment each overwrites files of the other.
-DISTRIBUTIONS = {'mmcv': ('mmengine', 'mmcv', 'mmdet', 'mmsegmentation'),
-                 'onedl-mmcv': ('onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection', 'onedl-mmsegmentation')}
+DISTRIBUTIONS = {
+    'mmcv': ('mmengine', 'mmcv', 'mmdet', 'mmsegmentation'),
+    'onedl-mmcv': ('onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection', 'onedl-mmsegmentation'),
+}
 CHECK = 'import mmcv, mmcv._ext; print(mmcv.__version__)'
 
 
 def cache_folder(dist: str, version: str) -> Path:
     """Folder of the wheel in the user cache: one per python, torch, mmcv, machine and CUDA (with the GPU) or not."""
     import torch
+
     device = 'cpu'
     if torch.cuda.is_available():
         device = 'cuda{}-sm{}{}'.format(torch.version.cuda, *torch.cuda.get_device_capability())
     elif os.environ.get('FORCE_CUDA') == '1':
         device = f'cuda{torch.version.cuda}-{os.environ.get("TORCH_CUDA_ARCH_LIST", "all")}'.replace(' ', '_')
-    key = '-'.join((dist, version, f'torch{torch.__version__}', device, sys.implementation.cache_tag,
-                    platform.system().lower(), platform.machine()))
+    key = '-'.join(
+        (
+            dist,
+            version,
+            f'torch{torch.__version__}',
+            device,
+            sys.implementation.cache_tag,
+            platform.system().lower(),
+            platform.machine(),
+        )
+    )
     home = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
     return Path(home) / 'convnext-dense' / 'wheels' / key
 
@@ -46,22 +59,29 @@ def installed_version(dist: str) -> str | None:
 
 def refuse_mixture(dist: str) -> None:
     """Exit with one sentence when the other distribution is installed here."""
-    others = [name for family, names in DISTRIBUTIONS.items() if family != dist for name in names
-              if installed_version(name)]
+    others = [
+        name for family, names in DISTRIBUTIONS.items() if family != dist for name in names if installed_version(name)
+    ]
     if others:
-        sys.exit(f'error: {", ".join(others)} and {dist} in one environment ({sys.prefix}) would overwrite each '
-                 'other: use another environment (make VENV=FOLDER), or uninstall the former')
+        sys.exit(
+            f'error: {", ".join(others)} and {dist} in one environment ({sys.prefix}) would overwrite each '
+            'other: use another environment (make VENV=FOLDER), or uninstall the former'
+        )
 
 
 def check_compiler() -> None:
     """Exit with one sentence when what the build needs is not there."""
     compiler = os.environ.get('CXX', 'c++')
     if not shutil.which(compiler.split()[0]):
-        sys.exit(f'error: mmcv has to be compiled, and no C++ compiler "{compiler}" was found: install one '
-                 '(Debian / Ubuntu: apt-get install g++) or set CXX')
+        sys.exit(
+            f'error: mmcv has to be compiled, and no C++ compiler "{compiler}" was found: install one '
+            '(Debian / Ubuntu: apt-get install g++) or set CXX'
+        )
     if not (Path(sysconfig.get_paths()['include']) / 'Python.h').exists():
-        sys.exit('error: mmcv has to be compiled, and the headers of this Python were not found: install them '
-                 '(Debian / Ubuntu: apt-get install python3-dev)')
+        sys.exit(
+            'error: mmcv has to be compiled, and the headers of this Python were not found: install them '
+            '(Debian / Ubuntu: apt-get install python3-dev)'
+        )
 
 
 def build_wheel(dist: str, version: str, folder: Path) -> None:
@@ -74,11 +94,28 @@ def build_wheel(dist: str, version: str, folder: Path) -> None:
     env['CFLAGS'] = env.get('CFLAGS', '') + ' -g0'  # no debug information: a third less time
     with tempfile.TemporaryDirectory(dir=folder.parent) as temp:
         log = Path(tempfile.gettempdir()) / f'{dist}-build-{os.getpid()}.log'
-        command = [sys.executable, '-m', 'pip', 'wheel', '-v', '--no-build-isolation', '--no-deps', '--no-cache-dir',
-                   '--no-binary', dist, '-w', temp, f'{dist}=={version}']
+        command = [
+            sys.executable,
+            '-m',
+            'pip',
+            'wheel',
+            '-v',
+            '--no-build-isolation',
+            '--no-deps',
+            '--no-cache-dir',
+            '--no-binary',
+            dist,
+            '-w',
+            temp,
+            f'{dist}=={version}',
+        ]
         begin, shown = time.time(), -1
-        with log.open('w') as out, subprocess.Popen(command, env=env, stdout=subprocess.PIPE,
-                                                    stderr=subprocess.STDOUT, text=True, errors='replace') as process:
+        with (
+            log.open('w') as out,
+            subprocess.Popen(
+                command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace'
+            ) as process,
+        ):
             for line in process.stdout:
                 out.write(line)
                 step = re.match(r'\s*\[(\d+)/(\d+)\]', line)  # ninja's own counter
@@ -88,8 +125,11 @@ def build_wheel(dist: str, version: str, folder: Path) -> None:
                 percent = 100 * done // total
                 if sys.stdout.isatty() or percent // 10 > shown // 10:
                     shown = percent
-                    print(f'  compiled {done} of {total} files, {time.time() - begin:.0f} s',
-                          end='\r' if sys.stdout.isatty() else '\n', flush=True)
+                    print(
+                        f'  compiled {done} of {total} files, {time.time() - begin:.0f} s',
+                        end='\r' if sys.stdout.isatty() else '\n',
+                        flush=True,
+                    )
         wheels = list(Path(temp).glob('*.whl'))
         if process.returncode or not wheels:
             tail = log.read_text(errors='replace').splitlines()[-25:]
@@ -104,10 +144,16 @@ def build_wheel(dist: str, version: str, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('dist', nargs='?', default='mmcv', choices=DISTRIBUTIONS, help='default: mmcv')
-    parser.add_argument('--refuse-mixture', action='store_true',
-                        help='only check that the other distribution is not installed here')
-    parser.add_argument('-c', '--constraints', type=Path, default=Path(__file__).parents[1] / 'constraints.txt',
-                        help='file that pins the version as NAME==VERSION')
+    parser.add_argument(
+        '--refuse-mixture', action='store_true', help='only check that the other distribution is not installed here'
+    )
+    parser.add_argument(
+        '-c',
+        '--constraints',
+        type=Path,
+        default=Path(__file__).parents[1] / 'constraints.txt',
+        help='file that pins the version as NAME==VERSION',
+    )
     args = parser.parse_args()
     refuse_mixture(args.dist)
     if args.refuse_mixture:
@@ -117,14 +163,17 @@ def main() -> None:
         sys.exit(f'error: {args.constraints} has no line {args.dist}==VERSION')
     version = pin.group(1)
     folder = cache_folder(args.dist, version)
-    if installed_version(args.dist) == version and \
-            subprocess.run([sys.executable, '-c', CHECK], capture_output=True).returncode == 0:
+    if (
+        installed_version(args.dist) == version
+        and subprocess.run([sys.executable, '-c', CHECK], capture_output=True).returncode == 0
+    ):
         return
     if not list(folder.glob('*.whl')):
         build_wheel(args.dist, version, folder)
-    wheel, = folder.glob('*.whl')
-    subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--force-reinstall', str(wheel)],
-                   check=True)
+    (wheel,) = folder.glob('*.whl')
+    subprocess.run(
+        [sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--force-reinstall', str(wheel)], check=True
+    )
     check = subprocess.run([sys.executable, '-c', CHECK], capture_output=True, text=True)
     if check.returncode:
         shutil.rmtree(folder)

@@ -3,6 +3,7 @@
 Hand-written are the published figures, in configs/*/metafile.yml and tests/reference/published_results.csv. Everything
 else about a model is read from its config or measured, here; times are those of docs/benchmarks/cpu_*.json.
 """
+
 import argparse
 import csv
 import hashlib
@@ -68,13 +69,15 @@ def read_folder(folder: str) -> tuple[str, dict]:
     rows = {model['Config'] for model in content['Models']}
     configs = {str(leaf.relative_to(ROOT)) for leaf in path.parent.glob('*.py') if leaf.name != DEMO}
     if rows != configs:
-        raise UserError(f'{path.relative_to(ROOT)} and the configs beside it differ in {sorted(rows ^ configs)}: each '
-                        'config needs one row, each row a config')
+        raise UserError(
+            f'{path.relative_to(ROOT)} and the configs beside it differ in {sorted(rows ^ configs)}: each '
+            'config needs one row, each row a config'
+        )
     for model in content['Models']:
         cfg = Config.fromfile(ROOT / model['Config'])
         by_hand = {key: value for key, value in model['Metadata'].items() if key.startswith(('Published', 'Source'))}
         model['Metadata'] = derived(cfg, count(cfg)) | by_hand
-    return text[:text.index('Collections:')], content
+    return text[: text.index('Collections:')], content
 
 
 def difference(measured: float, published: float | str) -> str:
@@ -92,8 +95,13 @@ def counts(metadata: dict) -> list[str]:
     if 'Published FLOPs leave out' in metadata:
         compared = (metadata['FLOPs'] - metadata['Attention FLOPs']) / 1e9
         measured += f', {compared:.1f} without {metadata["Published FLOPs leave out"]}'
-    return [str(metadata.get('Published Parameters (M)', '')), f'{metadata["Parameters"] / 1e6:.1f}',
-            str(published or ''), measured, difference(compared, published) if published else '']
+    return [
+        str(metadata.get('Published Parameters (M)', '')),
+        f'{metadata["Parameters"] / 1e6:.1f}',
+        str(published or ''),
+        measured,
+        difference(compared, published) if published else '',
+    ]
 
 
 def metrics(model: dict) -> dict[str, float]:
@@ -119,15 +127,18 @@ def model_tables(folders: dict[str, dict]) -> dict[str, str]:
                 tables['detectors'].append(before + accuracy + after)
     before = ['config', 'backbone', 'ImageNet']
     after = ['params M, published', 'measured', 'FLOPs G, published', 'measured', 'difference', 'published in', '']
-    return {'detectors': table(before + ['box AP', 'mask AP'] + after, tables['detectors']),
-            'segmentors': table(before + ['mIoU', 'multi-scale'] + after, tables['segmentors'])}
+    return {
+        'detectors': table(before + ['box AP', 'mask AP'] + after, tables['detectors']),
+        'segmentors': table(before + ['mIoU', 'multi-scale'] + after, tables['segmentors']),
+    }
 
 
 def arch_table() -> str:
     """Archs beside the paper's Table 1, and the rows of Table 2."""
     with PUBLISHED.open(newline='') as file:
-        published = {(row['backbone'], row['input']): row for row in csv.DictReader(file)
-                     if row['method'].startswith('ImageNet')}
+        published = {
+            (row['backbone'], row['input']): row for row in csv.DictReader(file) if row['method'].startswith('ImageNet')
+        }
     header = ['arch', 'blocks (B)', 'channels (C)', 'params M, published', 'measured']
     rows = []
     for side in (224, 384):
@@ -145,8 +156,21 @@ def arch_table() -> str:
         rows.append(cells)
     for name, (blocks, channels) in ISOTROPIC.items():
         row = published[name, '224x224']
-        rows.append([f'{name.replace("ConvNeXt-", "").replace("iso.", "isotropic")}: not built yet', str(blocks),
-                     str(channels), row['params_M'], '', row['flops_G'], '', '', '', '', ''])
+        rows.append(
+            [
+                f'{name.replace("ConvNeXt-", "").replace("iso.", "isotropic")}: not built yet',
+                str(blocks),
+                str(channels),
+                row['params_M'],
+                '',
+                row['flops_G'],
+                '',
+                '',
+                '',
+                '',
+                '',
+            ]
+        )
     return table(header, rows)
 
 
@@ -158,16 +182,32 @@ def performance_table() -> str:
             result = json.loads((BENCHMARKS / f'cpu_{arch}_{mode}.json').read_text())
             found.append(result)
             names += [row['name'] for row in result['rows']]
-            columns += [(arch, mode, dtype, {row['name']: row for row in result['rows'] if row['dtype'] == dtype})
-                        for dtype in result['options']['dtype']]
-    rows = [[name, *(f'{row["min"] * 1000:.0f} ({row[f"ratio_min_{dtype}"]:.2f}x)' if row else '' for row, dtype in
-                     ((cells.get(name), dtype) for _, _, dtype, cells in columns))] for name in dict.fromkeys(names)]
+            columns += [
+                (arch, mode, dtype, {row['name']: row for row in result['rows'] if row['dtype'] == dtype})
+                for dtype in result['options']['dtype']
+            ]
+    rows = [
+        [
+            name,
+            *(
+                f'{row["min"] * 1000:.0f} ({row[f"ratio_min_{dtype}"]:.2f}x)' if row else ''
+                for row, dtype in ((cells.get(name), dtype) for _, _, dtype, cells in columns)
+            ),
+        ]
+        for name in dict.fromkeys(names)
+    ]
     versions = found[0]['machine']['versions']
     rates = ', '.join(f'{name} {value:.0f}' for name, value in found[0]['rates'].items() if 'linear' in name)
     machine = found[0]['machine']
-    text = (f'{machine["cpu"]} with {", ".join(machine["instructions"])}, {machine["threads"]} threads; its matrix '
-            f'products in GFLOP/s: {rates}. ' + ', '.join(f'{name} {versions[name]}' for name in (
-                'torch', 'timm', 'torchvision', 'transformers', 'mmpretrain', 'onnxruntime', 'openvino')) + '.')
+    text = (
+        f'{machine["cpu"]} with {", ".join(machine["instructions"])}, {machine["threads"]} threads; its matrix '
+        f'products in GFLOP/s: {rates}. '
+        + ', '.join(
+            f'{name} {versions[name]}'
+            for name in ('torch', 'timm', 'torchvision', 'transformers', 'mmpretrain', 'onnxruntime', 'openvino')
+        )
+        + '.'
+    )
     return f'{table(["ms", *(f"{SIZES[arch]} {mode} {dtype}" for arch, mode, dtype, _ in columns)], rows)}\n\n{text}'
 
 
@@ -180,10 +220,21 @@ def points(folders: dict[str, dict]) -> list[tuple[str, str, str, float, float, 
             if accuracy:
                 family = metadata['Backbone'].split('-')[0].replace('ResNeXt', 'ResNet')
                 series = f'{family}, {metadata["Pretraining"]}' if family != 'ResNet' else 'ResNet, ResNeXt'
-                task, value = ('ADE20K, multi-scale mIoU', accuracy['mIoU (ms+flip)']) if folder == 'upernet' \
+                task, value = (
+                    ('ADE20K, multi-scale mIoU', accuracy['mIoU (ms+flip)'])
+                    if folder == 'upernet'
                     else ('COCO, box AP', accuracy['box AP'])
-                found.append((task, content['Collections'][0]['Name'], series, round(metadata['Parameters'] / 1e6, 1),
-                              round(metadata['FLOPs'] / 1e9, 1), value))
+                )
+                found.append(
+                    (
+                        task,
+                        content['Collections'][0]['Name'],
+                        series,
+                        round(metadata['Parameters'] / 1e6, 1),
+                        round(metadata['FLOPs'] / 1e9, 1),
+                        value,
+                    )
+                )
     return found
 
 
@@ -195,11 +246,17 @@ def digest_of(data: list[tuple]) -> str:
 def draw(data: list[tuple]) -> None:
     """Published accuracy over measured FLOPs and parameters."""
     import matplotlib
+
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
-    styles = {'ConvNeXt, ImageNet-1K': ('#1f5fb4', 'o', '-'), 'ConvNeXt, ImageNet-22K': ('#1f5fb4', 's', '--'),
-              'Swin, ImageNet-1K': ('#c4551c', 'o', '-'), 'Swin, ImageNet-22K': ('#c4551c', 's', '--'),
-              'ResNet, ResNeXt': ('#666666', '^', ':')}
+
+    styles = {
+        'ConvNeXt, ImageNet-1K': ('#1f5fb4', 'o', '-'),
+        'ConvNeXt, ImageNet-22K': ('#1f5fb4', 's', '--'),
+        'Swin, ImageNet-1K': ('#c4551c', 'o', '-'),
+        'Swin, ImageNet-22K': ('#c4551c', 's', '--'),
+        'ResNet, ResNeXt': ('#666666', '^', ':'),
+    }
     # Text stays text and ids do not change from run to run.
     with plt.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'model zoo', 'font.size': 9}):
         tasks = list(dict.fromkeys(point[0] for point in data))
@@ -208,21 +265,32 @@ def draw(data: list[tuple]) -> None:
             for axis, column, label in zip(row, (4, 3), ('FLOPs (G, measured)', 'parameters (M, measured)')):
                 for series, (color, marker, line) in styles.items():
                     for method in dict.fromkeys(point[1] for point in data if point[0] == task):
-                        chosen = sorted(point[column:column + 1] + point[5:] for point in data
-                                        if point[:3] == (task, method, series))
+                        chosen = sorted(
+                            point[column : column + 1] + point[5:]
+                            for point in data
+                            if point[:3] == (task, method, series)
+                        )
                         if chosen:
-                            axis.plot(*zip(*chosen), color=color, marker=marker, linestyle=line, markersize=5,
-                                      markerfacecolor='white' if method == 'Mask R-CNN' else color, label=series)
+                            axis.plot(
+                                *zip(*chosen),
+                                color=color,
+                                marker=marker,
+                                linestyle=line,
+                                markersize=5,
+                                markerfacecolor='white' if method == 'Mask R-CNN' else color,
+                                label=series,
+                            )
                 axis.set_xlabel(label)
-                axis.grid(alpha=.3)
+                axis.grid(alpha=0.3)
             row[0].set_ylabel(f'{task} (published)')
-        axes[0][0].annotate('hollow: Mask R-CNN\nfilled: Cascade Mask R-CNN', (.97, .05), xycoords='axes fraction',
-                            ha='right')
-        axes[1][0].annotate('UperNet', (.97, .05), xycoords='axes fraction', ha='right')
+        axes[0][0].annotate(
+            'hollow: Mask R-CNN\nfilled: Cascade Mask R-CNN', (0.97, 0.05), xycoords='axes fraction', ha='right'
+        )
+        axes[1][0].annotate('UperNet', (0.97, 0.05), xycoords='axes fraction', ha='right')
         handles = {text: handle for axis in axes.flat for handle, text in zip(*axis.get_legend_handles_labels())}
         shown = [series for series in styles if series in handles]
         figure.legend([handles[series] for series in shown], shown, loc='upper center', ncols=3, frameon=False)
-        figure.tight_layout(rect=(0, 0, 1, .93))
+        figure.tight_layout(rect=(0, 0, 1, 0.93))
         figure.savefig(PICTURE, metadata={'Date': None, 'Description': digest_of(data)})
         plt.close(figure)
 
@@ -232,8 +300,10 @@ def with_tables(readme: str, tables: dict[str, str]) -> str:
     for name, text in tables.items():
         marked = re.compile(rf'(<!-- {name}: .*? -->\n).*?(<!-- end of {name} -->)', re.S)
         if not marked.search(readme):
-            raise UserError(f'README.md has no markers for the table of {name}: put <!-- {name}: ... --> and '
-                            f'<!-- end of {name} --> where it belongs')
+            raise UserError(
+                f'README.md has no markers for the table of {name}: put <!-- {name}: ... --> and '
+                f'<!-- end of {name} --> where it belongs'
+            )
         readme = marked.sub(lambda match, text=text: f'{match[1]}{text}\n{match[2]}', readme)
     return readme
 
@@ -249,16 +319,20 @@ def main() -> None:
         folders = {folder: content for folder, (_, content) in read.items()}
         wanted = {
             ROOT / 'configs' / folder / 'metafile.yml': comment + yaml.safe_dump(content, sort_keys=False, width=120)
-            for folder, (comment, content) in read.items()}
-        wanted[README] = with_tables(README.read_text(), model_tables(folders) | {
-            'archs': arch_table(), 'performance': performance_table()})
+            for folder, (comment, content) in read.items()
+        }
+        wanted[README] = with_tables(
+            README.read_text(), model_tables(folders) | {'archs': arch_table(), 'performance': performance_table()}
+        )
         data = points(folders)
         stale = [path for path, text in wanted.items() if path.read_text() != text]
         old_picture = not PICTURE.exists() or digest_of(data) not in PICTURE.read_text()
         names = [str(path.relative_to(ROOT)) for path in stale + [PICTURE] * old_picture]
         if args.check and names:
-            raise UserError(f'{", ".join(names)}: not up to date with the configs and published figures, run python '
-                            'tools/model_zoo.py')
+            raise UserError(
+                f'{", ".join(names)}: not up to date with the configs and published figures, run python '
+                'tools/model_zoo.py'
+            )
         for path in () if args.check else stale:
             path.write_text(wanted[path])
         if old_picture:

@@ -4,6 +4,7 @@ Detectors write FOLDER/predictions.json, a complete COCO file with scores (categ
 model's classes, masks are RLE); segmentors write FOLDER/labels/NAME.png with class indices from 0. Both draw into
 FOLDER/pictures/.
 """
+
 import argparse
 import json
 from collections.abc import Iterator
@@ -38,12 +39,16 @@ def find_images(sources: list[Path]) -> dict[str, Path]:
     for source in sources:
         if not source.exists():
             raise UserError(f'there is no image or folder {source}: check the path')
-        files = [source] if source.is_file() else sorted(
-            path for path in source.rglob('*') if path.suffix.lower() in SUFFIXES)
+        files = (
+            [source]
+            if source.is_file()
+            else sorted(path for path in source.rglob('*') if path.suffix.lower() in SUFFIXES)
+        )
         for file in files:
             name = file.name if source.is_file() else str(file.relative_to(source))
-            clash = next((path for key, path in found.items() if Path(key).with_suffix('') ==
-                          Path(name).with_suffix('')), None)
+            clash = next(
+                (path for key, path in found.items() if Path(key).with_suffix('') == Path(name).with_suffix('')), None
+            )
             if clash:
                 raise UserError(f'{clash} and {file} would be written under one name: give them in two calls')
             found[name] = file
@@ -65,13 +70,20 @@ def read_images(files: dict[str, Path], unreadable: list[Path]) -> Iterator[tupl
 def coco_annotations(sample, image_id: int, first_id: int, threshold: float) -> list[dict]:
     """COCO annotations with scores of one DetDataSample."""
     from pycocotools import mask as coco_mask
+
     instances = sample.pred_instances.cpu().numpy()
     annotations = []
     for i in np.flatnonzero(instances.scores >= threshold):
         x0, y0, x1, y1 = (round(float(value), 2) for value in instances.bboxes[i])
-        annotation = dict(id=first_id + len(annotations), image_id=image_id, category_id=int(instances.labels[i]) + 1,
-                          bbox=[x0, y0, round(x1 - x0, 2), round(y1 - y0, 2)], area=round((x1 - x0) * (y1 - y0), 2),
-                          score=round(float(instances.scores[i]), 4), iscrowd=0)
+        annotation = dict(
+            id=first_id + len(annotations),
+            image_id=image_id,
+            category_id=int(instances.labels[i]) + 1,
+            bbox=[x0, y0, round(x1 - x0, 2), round(y1 - y0, 2)],
+            area=round((x1 - x0) * (y1 - y0), 2),
+            score=round(float(instances.scores[i]), 4),
+            iscrowd=0,
+        )
         if 'masks' in instances:
             mask = np.asfortranarray(instances.masks[i].astype(np.uint8))
             rle = coco_mask.encode(mask)
@@ -119,7 +131,8 @@ def predict(args: argparse.Namespace) -> list[Path]:
     if cfg.default_scope == 'mmdet':
         categories = [dict(id=i + 1, name=name) for i, name in enumerate(model.dataset_meta['classes'])]
         (args.out / 'predictions.json').write_text(
-            json.dumps(dict(images=images, annotations=annotations, categories=categories)))
+            json.dumps(dict(images=images, annotations=annotations, categories=categories))
+        )
     print(f'\npredictions for {len(files) - len(unreadable)} of {len(files)} images are in {args.out}')
     return unreadable
 
@@ -133,8 +146,10 @@ def main() -> None:
     with errors_as_sentences():
         unreadable = predict(parser.parse_args())
         if unreadable:
-            raise UserError(f'{len(unreadable)} files could not be read as images and were skipped: '
-                            f'{", ".join(map(str, unreadable))}')
+            raise UserError(
+                f'{len(unreadable)} files could not be read as images and were skipped: '
+                f'{", ".join(map(str, unreadable))}'
+            )
 
 
 if __name__ == '__main__':

@@ -1,4 +1,5 @@
 """Put ConvNeXt under a config: python tools/swap_backbone.py mmdet::retinanet/retinanet_r50_fpn_1x_coco.py -o OUT.py"""
+
 import argparse
 
 from convnext_dense import ARCHS
@@ -8,15 +9,30 @@ from convnext_dense.swap import Swap
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split(':')[0])
-    parser.add_argument('config', metavar='IN_CONFIG', help='config of mmdet, mmseg or another toolkit on mmengine: a '
-                        'path, or mmdet::… for one of an installed toolkit')
-    parser.add_argument('-o', '--out', metavar='OUT.py', required=True, help='config to write; it inherits from '
-                        'IN_CONFIG and holds the difference')
+    parser.add_argument(
+        'config',
+        metavar='IN_CONFIG',
+        help='config of mmdet, mmseg or another toolkit on mmengine: a '
+        'path, or mmdet::… for one of an installed toolkit',
+    )
+    parser.add_argument(
+        '-o',
+        '--out',
+        metavar='OUT.py',
+        required=True,
+        help='config to write; it inherits from IN_CONFIG and holds the difference',
+    )
     parser.add_argument('--arch', choices=list(ARCHS), help='default tiny, or the arch of a ConvNeXt that is there')
-    parser.add_argument('--weights', help='for the backbone: path, URL, hf-hub:org/name, timm:name or the short name '
-                        'of an official file such as convnext_tiny_1k_224')
-    parser.add_argument('--recipe', action='store_true', help='also set AdamW, layer decay, drop path and mixed '
-                        'precision as the official recipes do')
+    parser.add_argument(
+        '--weights',
+        help='for the backbone: path, URL, hf-hub:org/name, timm:name or the short name '
+        'of an official file such as convnext_tiny_1k_224',
+    )
+    parser.add_argument(
+        '--recipe',
+        action='store_true',
+        help='also set AdamW, layer decay, drop path and mixed precision as the official recipes do',
+    )
     args = parser.parse_args()
     with errors_as_sentences():
         swap = Swap(args.config, args.arch, args.weights, args.recipe)

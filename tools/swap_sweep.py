@@ -3,6 +3,7 @@
 First with --no-swap, which says what builds and runs here at all and what each neck and head receives; then with
 --baseline, which has to give every one of them features of the same strides. Stopped, it goes on where it was.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -48,14 +49,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split(':')[0])
     parser.add_argument('--out', type=Path, required=True, metavar='JSON', help='written after every model')
     parser.add_argument('--no-swap', action='store_true', help='run the models of the zoos as they are: the baseline')
-    parser.add_argument('--baseline', type=Path, metavar='JSON', help='what --no-swap wrote: the models that run there '
-                        'are swapped and have to receive the same strides')
-    parser.add_argument('--publish', type=Path, metavar='JSON', help='also write a summary of both, and its table '
-                        'beside it')
+    parser.add_argument(
+        '--baseline',
+        type=Path,
+        metavar='JSON',
+        help='what --no-swap wrote: the models that run there are swapped and have to receive the same strides',
+    )
+    parser.add_argument(
+        '--publish', type=Path, metavar='JSON', help='also write a summary of both, and its table beside it'
+    )
     parser.add_argument('--arch', default='atto')
     parser.add_argument('--only', default='', metavar='TEXT', help='only configs with this in their name')
-    parser.add_argument('--again', default='', choices=['', 'fails', 'refused', 'not-run'],
-                        help='do the models with this outcome once more')
+    parser.add_argument(
+        '--again',
+        default='',
+        choices=['', 'fails', 'refused', 'not-run'],
+        help='do the models with this outcome once more',
+    )
     parser.add_argument('--per-family', type=int, default=0, metavar='N', help='at most N models of each family')
     parser.add_argument('--cpu-seconds', type=int, default=120, help='limit of one model')
     parser.add_argument('--memory', type=float, default=12, metavar='GIB', help='limit of one model')
@@ -78,8 +88,10 @@ def sweep(args: argparse.Namespace) -> int:
     else:
         known = {}
         groups, results['without_model'] = same_models()
-    results['settings'] = dict(arch=None if args.no_swap else args.arch, versions={
-        name: importlib.import_module(name).__version__ for name in ('torch', 'mmengine', 'mmcv', *TOOLKITS)})
+    results['settings'] = dict(
+        arch=None if args.no_swap else args.arch,
+        versions={name: importlib.import_module(name).__version__ for name in ('torch', 'mmengine', 'mmcv', *TOOLKITS)},
+    )
     todo, taken = [], collections.Counter()
     for key, configs in groups.items():
         if args.only not in configs[0]:
@@ -93,13 +105,19 @@ def sweep(args: argparse.Namespace) -> int:
     todo.sort(key=lambda item: item[0])  # the first of every family first
     for number, (_, key, configs) in enumerate(todo):
         # Many differ in their old backbone alone: such a model is trained once, the swap is done for each.
-        trained = {model['swapped']: model for model in results['models'].values() if model['outcome'] == 'runs'} \
-            if args.baseline else {}
+        trained = (
+            {model['swapped']: model for model in results['models'].values() if model['outcome'] == 'runs'}
+            if args.baseline
+            else {}
+        )
         result = run_apart(one_model, args.cpu_seconds, args.memory, configs[0], args, known.get(key), trained)
         results['models'][key] = dict(configs=configs, **result)
         write(args.out, results)
-        print(f'{number + 1}/{len(todo)} {configs[0]} ({len(configs)}): {result["outcome"]} {result["seconds"]} s '
-              f'{result.get("reason", "")[:300]}', flush=True)
+        print(
+            f'{number + 1}/{len(todo)} {configs[0]} ({len(configs)}): {result["outcome"]} {result["seconds"]} s '
+            f'{result.get("reason", "")[:300]}',
+            flush=True,
+        )
     write(args.out, results)
     print(table(results['models']))
     if args.publish and args.baseline:
@@ -141,8 +159,11 @@ def family(config: str) -> str:
 
 def _without_weights(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_weights(item) for key, item in value.items()
-                if key not in ('init_cfg', 'pretrained', 'teacher_ckpt')}
+        return {
+            key: _without_weights(item)
+            for key, item in value.items()
+            if key not in ('init_cfg', 'pretrained', 'teacher_ckpt')
+        }
     if isinstance(value, (list, tuple)):
         return type(value)(_without_weights(item) for item in value)
     return value
@@ -155,7 +176,7 @@ def run_apart(function, cpu_seconds: int, memory: float, *args) -> dict:
     child = context.Process(target=_child, args=(theirs, cpu_seconds, memory, function, args))
     child.start()
     theirs.close()
-    result, waited, last = None, 0., time.monotonic()
+    result, waited, last = None, 0.0, time.monotonic()
     while result is None and waited < 5 * cpu_seconds:
         try:
             if ours.poll(1):
@@ -168,8 +189,11 @@ def run_apart(function, cpu_seconds: int, memory: float, *args) -> dict:
         child.kill()
     child.join()
     if result is None:
-        reason = f'stopped: more than {cpu_seconds} s of CPU time' if child.exitcode in (-24, -9) else \
-            f'ended with status {child.exitcode}'
+        reason = (
+            f'stopped: more than {cpu_seconds} s of CPU time'
+            if child.exitcode in (-24, -9)
+            else f'ended with status {child.exitcode}'
+        )
         result = dict(outcome='fails', reason=reason, seconds=cpu_seconds)
     return result
 
@@ -256,8 +280,11 @@ def train_and_predict(cfg: Config, size: int, initialised: bool) -> dict[str, li
         MessageHub.get_current_instance().update_info(counter, 0)
     received = {}
     watch(model, received)
-    masks = any(_values(cfg.to_dict(), 'with_mask')) or 'train_dataloader' not in cfg or \
-        'LoadPanopticAnnotations' in _values(cfg.to_dict(), 'type')  # with masks by default
+    masks = (
+        any(_values(cfg.to_dict(), 'with_mask'))
+        or 'train_dataloader' not in cfg
+        or 'LoadPanopticAnnotations' in _values(cfg.to_dict(), 'type')
+    )  # with masks by default
     data = model.data_preprocessor(samples(model_cfg, size, 2, masks), True)
     losses = model(**data, mode='loss')
     loss, _ = model.parse_losses(losses)
@@ -286,12 +313,13 @@ def _fewer_regions(cfg: Any) -> None:
         for key, most in (('num', 32), ('max_per_img', 20), ('nms_pre', 100)):
             if isinstance(cfg.get(key), int) and cfg[key] > most and (key != 'max_per_img' or 'nms' in cfg):
                 cfg[key] = most
-    for item in (cfg.values() if isinstance(cfg, dict) else cfg if isinstance(cfg, (list, tuple)) else ()):
+    for item in cfg.values() if isinstance(cfg, dict) else cfg if isinstance(cfg, (list, tuple)) else ():
         _fewer_regions(item)
 
 
 def watch(model: nn.Module, received: dict[str, list]) -> None:
     """Record the heights and widths of the feature maps that modules outside of backbones get first."""
+
     def hook_of(name):
         def hook(module, args, kwargs):
             if hasattr(module, '_transform_inputs'):  # of mmseg: a head takes what its in_index says
@@ -302,11 +330,13 @@ def watch(model: nn.Module, received: dict[str, list]) -> None:
             maps = [list(value.shape[-2:]) for value in _tensors([args, kwargs]) if value.ndim == 4]
             if maps:
                 received.setdefault(name, maps)
+
         return hook
 
     def output_hook_of(name):
         def hook(module, args, output):
             received.setdefault(f'{name} gives', [list(value.shape[-2:]) for value in _tensors(output)])
+
         return hook
 
     for name, module in model.named_modules():
@@ -347,7 +377,7 @@ def compare(received: dict[str, list], found: dict[str, list], size: int) -> Non
                 raise ValueError(f'{name} received {maps} and now nothing in {part} does')
             continue
         if is_neck and any(other.startswith(f'{name}.') for other in received):
-            maps = maps[max(len(maps) - len(now), 0):]
+            maps = maps[max(len(maps) - len(now), 0) :]
         if len(maps) != len(now) or not all(map(same_stride, maps, now, [size] * len(maps))):
             raise ValueError(f'{name} received {maps} and now {now}')
 
@@ -367,15 +397,19 @@ def samples(model_cfg: dict, size: int, count: int, masks: bool, training: bool 
     if preprocessor.get('type') == 'MultiBranchDataPreprocessor' and training:
         branches = [_detection(classes, size, count, masks) for _ in range(3)]
         names = ('sup', 'unsup_teacher', 'unsup_student')
-        return dict(inputs={name: branch['inputs'] for name, branch in zip(names, branches)},
-                    data_samples={name: branch['data_samples'] for name, branch in zip(names, branches)})
-    if preprocessor.get('type') == 'TrackDataPreprocessor' and \
-            not (preprocessor.get('use_det_processor') and training):
+        return dict(
+            inputs={name: branch['inputs'] for name, branch in zip(names, branches)},
+            data_samples={name: branch['data_samples'] for name, branch in zip(names, branches)},
+        )
+    if preprocessor.get('type') == 'TrackDataPreprocessor' and not (preprocessor.get('use_det_processor') and training):
         return _tracking(classes, size, count, masks)
     if preprocessor.get('type') == 'ReIDDataPreprocessor':
         from mmdet.structures import ReIDDataSample
-        return dict(inputs=[_image(size) for _ in range(count)],
-                    data_samples=[ReIDDataSample().set_gt_label(i % 2) for i in range(count)])
+
+        return dict(
+            inputs=[_image(size) for _ in range(count)],
+            data_samples=[ReIDDataSample().set_gt_label(i % 2) for i in range(count)],
+        )
     batch = _detection(classes, size, count, masks)
     if 'roi_head' in model_cfg and not model_cfg.get('rpn_head'):
         corners = torch.stack([sample.gt_instances.bboxes.tensor for sample in batch['data_samples']])
@@ -401,18 +435,30 @@ def _image(size: int, channels: int = 3) -> Tensor:
 
 
 def _meta(size: int, number: int) -> dict:
-    return dict(img_id=number, img_path='', img_shape=(size, size), ori_shape=(size, size), pad_shape=(size, size),
-                batch_input_shape=(size, size), scale_factor=(1., 1.), flip=False, flip_direction=None,
-                border=(1., 1., 1., 1.), homography_matrix=np.eye(3, dtype=np.float32), text=('cat', 'dog'),
-                custom_entities=True)
+    return dict(
+        img_id=number,
+        img_path='',
+        img_shape=(size, size),
+        ori_shape=(size, size),
+        pad_shape=(size, size),
+        batch_input_shape=(size, size),
+        scale_factor=(1.0, 1.0),
+        flip=False,
+        flip_direction=None,
+        border=(1.0, 1.0, 1.0, 1.0),
+        homography_matrix=np.eye(3, dtype=np.float32),
+        text=('cat', 'dog'),
+        custom_entities=True,
+    )
 
 
 def _detection(classes: int, size: int, count: int, with_masks: bool) -> dict:
     from mmdet.structures import DetDataSample
     from mmdet.structures.bbox import HorizontalBoxes
     from mmdet.structures.mask import BitmapMasks
+
     batch = dict(inputs=[_image(size) for _ in range(count)], data_samples=[])
-    corners = np.array([[.1, .15, .6, .7], [.4, .3, .9, .95]]) * size
+    corners = np.array([[0.1, 0.15, 0.6, 0.7], [0.4, 0.3, 0.9, 0.95]]) * size
     masks = np.zeros((2, size, size), np.uint8)
     for mask, (x1, y1, x2, y2) in zip(masks, corners.astype(int)):
         mask[y1:y2, x1:x2] = 1
@@ -420,10 +466,11 @@ def _detection(classes: int, size: int, count: int, with_masks: bool) -> dict:
         sample = DetDataSample(metainfo=_meta(size, number))
         labels = torch.arange(2) % classes
         sample.gt_instances = InstanceData(
-            bboxes=HorizontalBoxes(corners, dtype=torch.float32), labels=labels,
-            instances_ids=torch.tensor([100, 101]))
-        sample.ignored_instances = InstanceData(bboxes=HorizontalBoxes(torch.zeros(0, 4)),
-                                                labels=torch.zeros(0, dtype=torch.long))
+            bboxes=HorizontalBoxes(corners, dtype=torch.float32), labels=labels, instances_ids=torch.tensor([100, 101])
+        )
+        sample.ignored_instances = InstanceData(
+            bboxes=HorizontalBoxes(torch.zeros(0, 4)), labels=torch.zeros(0, dtype=torch.long)
+        )
         if with_masks:
             sample.gt_instances.masks = BitmapMasks(masks, size, size)
             sample.ignored_instances.masks = BitmapMasks(masks[:0], size, size)
@@ -434,6 +481,7 @@ def _detection(classes: int, size: int, count: int, with_masks: bool) -> dict:
 
 def _tracking(classes: int, size: int, count: int, masks: bool, frames: int = 2) -> dict:
     from mmdet.structures import TrackDataSample
+
     batch = dict(inputs=[], data_samples=[])
     for _ in range(count):
         video = _detection(classes, size, frames, masks)
@@ -450,6 +498,7 @@ def _tracking(classes: int, size: int, count: int, masks: bool, frames: int = 2)
 
 def _segmentation(classes: int, size: int, count: int, channels: int) -> dict:
     from mmseg.structures import SegDataSample
+
     batch = dict(inputs=[_image(size, channels) for _ in range(count)], data_samples=[])
     for number in range(count):
         sample = SegDataSample(metainfo=_meta(size, number))
@@ -477,8 +526,11 @@ def table(models: dict[str, dict]) -> str:
     for name in sorted(counts, key=lambda name: (name in TOOLKITS, name)):
         rows.append(f'| {name} | ' + ' | '.join(str(counts[name][outcome]) for outcome in OUTCOMES) + ' |')
     rows.append('')
-    rows += [f'- {model["outcome"]}: `{model["configs"][0]}` ({len(model["configs"])} configs): {model["reason"]}'
-             for model in models.values() if model['outcome'] != 'runs']
+    rows += [
+        f'- {model["outcome"]}: `{model["configs"][0]}` ({len(model["configs"])} configs): {model["reason"]}'
+        for model in models.values()
+        if model['outcome'] != 'runs'
+    ]
     rows = [_anywhere(row) for row in rows]
     return '\n'.join(rows)
 
@@ -494,15 +546,25 @@ def publish(path: Path, baseline: dict, results: dict) -> None:
     models = []
     for key, before in baseline['models'].items():
         after = results['models'].get(key, dict(outcome='not done', seconds=0))
-        models.append(dict(configs=before['configs'], before=before['outcome'], after=after['outcome'],
-                           seconds=after['seconds'], reason=_anywhere(after.get('reason') or before.get('reason', ''))))
+        models.append(
+            dict(
+                configs=before['configs'],
+                before=before['outcome'],
+                after=after['outcome'],
+                seconds=after['seconds'],
+                reason=_anywhere(after.get('reason') or before.get('reason', '')),
+            )
+        )
     without = {name: _anywhere(reason) for name, reason in baseline['without_model'].items()}
     write(path, dict(settings=results['settings'], without_model=without, models=models))
     runs = {key for key, before in baseline['models'].items() if before['outcome'] == 'runs'}
     lines = [
-        '# Swapping the backbone of every model of the zoos', '',
+        '# Swapping the backbone of every model of the zoos',
+        '',
         'Made by `tools/swap_sweep.py`: swap, build, one loss with its backward pass and one prediction, at small '
-        'size. Counts are configs; configs that differ in nothing but weights were run once.', '']
+        'size. Counts are configs; configs that differ in nothing but weights were run once.',
+        '',
+    ]
     for toolkit in TOOLKITS:
         count = collections.Counter()
         for key in runs:
@@ -510,13 +572,28 @@ def publish(path: Path, baseline: dict, results: dict) -> None:
                 if config.startswith(f'{toolkit}::'):
                     count['all'] += 1
                     count[results['models'].get(key, {}).get('outcome', 'not done')] += 1
-        lines.append(f'- {toolkit}: of {count["all"]} configs that run as they are, {count["runs"]} '
-                     f'({100 * count["runs"] / max(count["all"], 1):.1f} %) run with ConvNeXt, {count["refused"]} are '
-                     f'refused, {count["fails"]} fail')
+        lines.append(
+            f'- {toolkit}: of {count["all"]} configs that run as they are, {count["runs"]} '
+            f'({100 * count["runs"] / max(count["all"], 1):.1f} %) run with ConvNeXt, {count["refused"]} are '
+            f'refused, {count["fails"]} fail'
+        )
     not_run = {key: model for key, model in baseline['models'].items() if key not in runs}
-    path.with_suffix('.md').write_text('\n'.join([
-        *lines, '', '## With ConvNeXt', '', table(results['models']), '',
-        '## Models that do not run here as they are', '', table(not_run), '']))
+    path.with_suffix('.md').write_text(
+        '\n'.join(
+            [
+                *lines,
+                '',
+                '## With ConvNeXt',
+                '',
+                table(results['models']),
+                '',
+                '## Models that do not run here as they are',
+                '',
+                table(not_run),
+                '',
+            ]
+        )
+    )
 
 
 if __name__ == '__main__':
