@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .backbone import ConvNeXt
-from .errors import UserError
-from .launch import check_toolkit
+from convnext_dense.errors import UserError
+from convnext_dense.models.convnext import ConvNeXt
+from convnext_dense.toolkits import check_toolkit
 
 NUM_BOX_ROIS, NUM_MASK_ROIS = 1000, 100  # for each stage of a cascade; the rule behind Table 3 of the paper
 DETECTOR_SHAPE = (800, 1280)

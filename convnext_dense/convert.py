@@ -8,10 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .backbone import ConvNeXt
-from .errors import UserError
-from .weight_files import licence_of, read, read_file
-from .weights import DIALECTS, Backbone, arguments_of, as_written, choose, find_backbones, match, tensors_of
+from convnext_dense.errors import UserError
+from convnext_dense.models.convnext import ConvNeXt
+from convnext_dense.weights.dialects import DIALECTS
+from convnext_dense.weights.find import Backbone, choose, find_backbones, tensors_of
+from convnext_dense.weights.fit import arguments_of, as_written, match
+from convnext_dense.weights.safe_reading import read_file
+from convnext_dense.weights.sources import licence_of, read
 
 # Name of the format: its dialect, and what is put around the tensors in a file of torch's own format.
 TARGETS: dict[str, tuple[str, Callable[[dict], dict]]] = {

@@ -13,9 +13,9 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-from .errors import UserError
-from .load_hook import unwrap_checkpoint
-from .weight_files import read
+from convnext_dense.engine.load_hook import unwrap_checkpoint
+from convnext_dense.errors import UserError
+from convnext_dense.weights.sources import read
 
 INSTALL = "pip install 'convnext-dense[export]'"
 CHECKED_SHAPES = ((1, 64, 96), (2, 71, 133), (3, 160, 128))  # batch, height, width; odd ones too

@@ -27,7 +27,7 @@ import cv2
 import numpy as np
 from mmengine.utils import track_iter_progress
 
-from .errors import UserError
+from convnext_dense.errors import UserError
 
 # COCO's classes, in the order of its ids: 1 to 90 without the ten that were given up.
 COCO_CLASSES = (

@@ -1,17 +1,13 @@
 """Shared fixtures: small sample data, and the tools run in this process or as a user would."""
 
-import os
 import runpy
-import subprocess
 import sys
 from collections import OrderedDict
 from pathlib import Path
 
-import psutil
 import pytest
+from helpers import ROOT
 from mmengine.visualization import Visualizer
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope='session')
@@ -55,24 +51,6 @@ def tool(monkeypatch, capsys):
 def logged(monkeypatch) -> list[str]:
     """The lines that loading logs."""
     lines = []
-    for module in ('weights', 'load_hook', 'weight_files'):
+    for module in ('weights.fit', 'engine.load_hook', 'weights.sources'):
         monkeypatch.setattr(f'convnext_dense.{module}.print_log', lambda text, **_: lines.append(text))
     return lines
-
-
-def start(name: str, *args: object, data: Path) -> subprocess.Popen:
-    """Start ``python tools/NAME.py ARGS`` as a user would."""
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / 'tools' / f'{name}.py'), *map(str, args)],
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=dict(os.environ, CONVNEXT_DENSE_DATA=str(data)),
-    )
-
-
-def kill_all(process: subprocess.Popen) -> None:
-    """SIGKILL for ``process`` and all that it started: data workers stay behind, torchrun's workers train on."""
-    for part in [*psutil.Process(process.pid).children(recursive=True), process]:
-        part.kill()
-    process.wait()

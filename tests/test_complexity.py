@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import ROOT
+from helpers import ROOT
 from mmengine.config import Config
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from helpers import ROOT
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.optim import build_optim_wrapper
@@ -21,7 +21,7 @@ from torch import nn
 
 from convnext_dense import ConvNeXt
 from convnext_dense.complexity import build_on_meta
-from convnext_dense.launch import fit_to_machine
+from convnext_dense.run.machine import fit_to_machine
 
 pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import sklearn.datasets
-from conftest import ROOT
+from helpers import ROOT
 
 pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')

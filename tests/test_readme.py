@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 from mmengine.config import Config
 
 pytest.importorskip('mmdet')

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from convnext_dense.convert import TARGETS, convert, inspect
 from convnext_dense.errors import UserError
-from convnext_dense.launch import errors_as_sentences
+from convnext_dense.run.options import errors_as_sentences
 
 
 def main() -> None:

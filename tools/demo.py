@@ -14,7 +14,8 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
 
 from convnext_dense.errors import UserError  # noqa: E402
-from convnext_dense.launch import errors_as_sentences, metrics_table  # noqa: E402
+from convnext_dense.run.metrics import metrics_table
+from convnext_dense.run.options import errors_as_sentences
 from convnext_dense.sample_data import write_sample_data  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]

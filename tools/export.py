@@ -7,8 +7,9 @@ from pathlib import Path
 
 from convnext_dense.errors import UserError
 from convnext_dense.export import CHECKED_SHAPES, INSTALL, check_onnx, export_onnx, load_features
-from convnext_dense.launch import check_toolkit, common_arguments, errors_as_sentences, read_config
-from convnext_dense.weight_files import check_source
+from convnext_dense.run.options import common_arguments, errors_as_sentences, read_config
+from convnext_dense.toolkits import check_toolkit
+from convnext_dense.weights.sources import check_source
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from convnext_dense import ARCHS
 from convnext_dense.complexity import PARTS, Complexity, count, count_classifier
 from convnext_dense.errors import UserError
-from convnext_dense.launch import check_file, errors_as_sentences
+from convnext_dense.run.options import check_file, errors_as_sentences
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 COLUMNS = ('params', *PARTS, 'FLOPs', *PARTS, 'attention')

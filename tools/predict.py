@@ -16,15 +16,12 @@ from mmengine.device import get_device
 from mmengine.registry import VISUALIZERS
 
 from convnext_dense.errors import UserError
-from convnext_dense.launch import (
-    check_toolkit,
-    common_arguments,
-    errors_as_sentences,
-    fit_to_machine,
-    read_config,
-)
+from convnext_dense.run.machine import fit_to_machine
+from convnext_dense.run.options import common_arguments, errors_as_sentences, read_config
 from convnext_dense.sample_data import progress
-from convnext_dense.weight_files import SCHEME, check_source, only_safe_loading
+from convnext_dense.toolkits import check_toolkit
+from convnext_dense.weights.safe_reading import only_safe_loading
+from convnext_dense.weights.sources import SCHEME, check_source
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 

@@ -3,8 +3,8 @@
 import argparse
 
 from convnext_dense import ARCHS
-from convnext_dense.launch import errors_as_sentences
-from convnext_dense.swap import Swap
+from convnext_dense.run.options import errors_as_sentences
+from convnext_dense.swap.swap import Swap
 
 
 def main() -> None:

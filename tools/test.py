@@ -1,6 +1,7 @@
 """Test a detector or segmentor: python tools/test.py CONFIG CHECKPOINT"""
 
-from convnext_dense.launch import common_arguments, errors_as_sentences, test
+from convnext_dense.run.options import common_arguments, errors_as_sentences
+from convnext_dense.run.train_test import test
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Train a detector or segmentor: python tools/train.py configs/cascade_mask_rcnn/convnext_b_3x_coco.py"""
 
-from convnext_dense.launch import common_arguments, errors_as_sentences, train
+from convnext_dense.run.options import common_arguments, errors_as_sentences
+from convnext_dense.run.train_test import train
 
 
 def main() -> None:

@@ -1,0 +1,81 @@
+"""ConvNeXt models split over processes by PyTorch's FullyShardedDataParallel, through mmengine's FlexibleRunner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from mmengine._strategy import FSDPStrategy
+from mmengine.device import get_device
+from torch import Tensor, nn
+from torch.distributed import fsdp
+
+from convnext_dense.models.block import Block
+from convnext_dense.weights.dialects import WRAPPED_MODULES
+
+
+def wrap_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
+    """``auto_wrap_policy``: every ConvNeXt block is a unit of its own, the rest of the model is one more."""
+    return recurse or isinstance(module, Block)
+
+
+class ConvNeXtFSDPStrategy(FSDPStrategy):
+    """mmengine's FSDPStrategy that wraps by block, writes ordinary checkpoints, resumes, and runs on CPUs too.
+
+    Args:
+        model_wrapper: Options of mmengine's MMFullyShardedDataParallel, such as
+            ``dict(sharding_strategy='SHARD_GRAD_OP')``.
+        state_dict_cfg: As in FSDPStrategy; ``'full'`` writes one file that every other run can read.
+    """
+
+    def __init__(
+        self, *, model_wrapper: dict | None = None, state_dict_cfg: str | dict = 'full', **kwargs: Any
+    ) -> None:
+        defaults: dict[str, Any] = dict(auto_wrap_policy=wrap_blocks)
+        if get_device() == 'cpu':
+            defaults['device_id'] = torch.device('cpu')  # mmengine names a GPU
+            if state_dict_cfg == 'full':
+                # Moving to the CPU what is there already leaves torch with freed memory.
+                state_dict_cfg = dict(
+                    state_dict_type=fsdp.StateDictType.FULL_STATE_DICT,
+                    state_dict_config=fsdp.FullStateDictConfig(rank0_only=True),
+                    optim_state_dict_config=fsdp.FullOptimStateDictConfig(rank0_only=True),
+                )
+        super().__init__(model_wrapper={**defaults, **(model_wrapper or {})}, state_dict_cfg=state_dict_cfg, **kwargs)
+
+    def load_optim_state_dict(self, state_dict: dict) -> None:
+        # mmengine passes these in the order of an older torch.
+        self.optim_wrapper.load_state_dict(
+            fsdp.FullyShardedDataParallel.optim_state_dict_to_load(
+                model=self.model, optim=self.optim_wrapper.optimizer, optim_state_dict=state_dict
+            )
+        )
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether a part of ``model`` is split over processes."""
+    return any(isinstance(module, fsdp.FullyShardedDataParallel) for module in model.modules())
+
+
+@contextmanager
+def whole_parameters(model: nn.Module) -> Iterator[None]:
+    """Inside, parameters have their own shapes and values, in every process; changes are lost."""
+    if not is_sharded(model):
+        yield
+        return
+    with fsdp.FullyShardedDataParallel.summon_full_params(model, writeback=False):
+        yield
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """``model.state_dict()``; of a sharded model inside :func:`whole_parameters`, where torch has none."""
+    if not is_sharded(model):
+        return model.state_dict()
+    return {
+        WRAPPED_MODULES.sub('', f'{prefix}.{name}'.lstrip('.')): value
+        for prefix, module in model.named_modules()
+        for name, value in [*module._parameters.items(), *module._buffers.items()]
+        if value is not None and name not in module._non_persistent_buffers_set
+    }

@@ -1,0 +1,325 @@
+"""The ConvNeXt backbone.
+
+Papers: "A ConvNet for the 2020s", arXiv 2201.03545; "ConvNeXt V2", arXiv 2301.00808 (global response normalisation).
+Official code: github.com/facebookresearch/ConvNeXt and ConvNeXt-V2. The official V1 weights are under the MIT licence,
+the V2 weights under CC BY-NC 4.0. Parameter names are the official ones, so that official files fit as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from mmengine.model import BaseModule, PretrainedInit
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from convnext_dense.archs import NUM_STAGES, resolve_arch, resolve_out_indices
+from convnext_dense.errors import UserError
+from convnext_dense.models.block import Block
+from convnext_dense.models.layers import DilatedDownsample, LayerNorm2d
+from convnext_dense.weights.dialects import DEFAULT_KERNEL_SIZE, WRAPPED_MODULES
+from convnext_dense.weights.fit import fit_state_dict
+from convnext_dense.weights.sources import licence_of, read
+
+MEMORY_MODES = ('default', 'lean', 'checkpoint')
+
+
+class ConvNeXt(BaseModule):
+    """ConvNeXt V1 and V2 as a backbone: features of up to four stages, each with a LayerNorm of its own.
+
+    The defaults are the official ones. Argument names of mmpretrain's ConvNeXt are accepted, so that in an existing
+    config only ``type='mmpretrain.ConvNeXt'`` has to become ``type='ConvNeXt'``.
+
+    Args:
+        arch: A name in :data:`ARCHS`, or a dict of ``depths`` and ``channels`` (or ``dims``), four numbers each.
+        in_channels: Channels of the input image. Weights for 3 are adapted to another number as in timm: their sum for
+            1, repeated red, green, blue for more.
+        out_indices: The stages to output, ascending; an int, a list or a tuple. Negative ones count from the last
+            stage. Stages behind the last output are not built, and only outputs have a norm (``norm0`` to ``norm3``).
+        drop_path_rate: Stochastic depth of the last block; grows linearly from 0 at the first block of the arch.
+        layer_scale_init_value: Initial value of the layer scale ``gamma``; 0 builds none. The detection and
+            segmentation recipes set 1.0.
+        use_grn: Global response normalisation as in ConvNeXt V2, which goes with ``layer_scale_init_value=0``.
+        frozen_stages: Freeze the first n stages, each with the downsampling before it (stage 1: the stem). 0 and -1
+            freeze nothing. Output norms are new to ImageNet weights and always train.
+        with_cp: As ``memory='checkpoint'``.
+        memory: What training keeps of each block for the backward pass. ``'default'``: 6 values a token and channel,
+            12 bytes in bf16 (V2 blocks: what plain autograd keeps); ``'lean'``: 2 values, and computes the first Linear
+            again; ``'checkpoint'``: the input, and computes the whole block again.
+        stem_patch_size: Kernel and stride of the stem.
+        output_stride: Largest stride of the features: 8, 16 or 32, which None is too (4 is possible, and slow). Stages
+            that would be coarser keep their size and dilate their kernels instead, as in DeepLab (arXiv 1706.05587,
+            section 3.1); the weights stay as they are.
+        kernel_size: Side of the depthwise kernels, odd. Weights of another size are interpolated where it is not 7.
+        norm_cfg: ``dict(type='LN2d', eps=...)`` as in mmpretrain; None is an eps of 1e-6.
+        act_cfg: ``dict(type='GELU')`` as in mmpretrain, or None, which is the same.
+        linear_pw_conv: As in mmpretrain; a Linear and a 1x1 convolution are the same function, ours is the Linear.
+        gap_before_final_norm: Must be False: a pooled vector is no feature map.
+        pretrained: A weight file, short for ``init_cfg=dict(type='Pretrained', checkpoint=...)``: a path, URL,
+            ``hf-hub:org/name``, ``timm:name`` or the short name of an official file, in any format of the README.
+        init_cfg: mmengine's initialisation config. Without it: truncated normal of 0.02 for every convolution and
+            Linear, zero biases (official).
+
+    Attributes:
+        depths, channels: Of all four stages of the arch, also of those that are not built.
+        out_indices: The stages in the output, resolved to 0 to 3.
+        strides: Of all four stages, in pixels.
+
+    Raises:
+        UserError: An argument cannot be used, or weights do not fit.
+    """
+
+    def __init__(
+        self,
+        arch: str | dict = 'tiny',
+        in_channels: int = 3,
+        out_indices: int | Sequence[int] = (0, 1, 2, 3),
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float = 1e-6,
+        use_grn: bool = False,
+        frozen_stages: int = 0,
+        with_cp: bool = False,
+        memory: str = 'default',
+        stem_patch_size: int = 4,
+        output_stride: int | None = None,
+        kernel_size: int = DEFAULT_KERNEL_SIZE,
+        norm_cfg: dict | None = None,
+        act_cfg: dict | None = None,
+        linear_pw_conv: bool = True,
+        gap_before_final_norm: bool = False,
+        pretrained: str | None = None,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        if pretrained is not None:
+            if init_cfg is not None:
+                raise UserError('ConvNeXt was given both pretrained and init_cfg: give one of them')
+            init_cfg = dict(type='Pretrained', checkpoint=pretrained)
+        super().__init__(init_cfg)
+        self.depths, self.channels = resolve_arch(arch)
+        self.out_indices = resolve_out_indices(out_indices)
+        num_built = self.out_indices[-1] + 1
+        if not 0 <= drop_path_rate < 1:
+            raise UserError(f'ConvNeXt needs 0 <= drop_path_rate < 1, found {drop_path_rate}')
+        if layer_scale_init_value < 0:
+            raise UserError(f'ConvNeXt needs layer_scale_init_value >= 0 (0: none), found {layer_scale_init_value}')
+        if not -1 <= frozen_stages <= num_built:
+            raise UserError(
+                f'ConvNeXt cannot freeze frozen_stages={frozen_stages}: with out_indices='
+                f'{self.out_indices} it has {num_built} stages, use -1 to {num_built}'
+            )
+        if memory not in MEMORY_MODES:
+            raise UserError(f'ConvNeXt has no memory={memory!r}: use one of {", ".join(map(repr, MEMORY_MODES))}')
+        if with_cp and memory == 'lean' or use_grn and memory == 'lean':
+            raise UserError(
+                "memory='lean' goes neither with with_cp=True nor with use_grn=True: use memory='checkpoint' alone"
+            )
+        if gap_before_final_norm:
+            raise UserError(
+                'gap_before_final_norm=True makes a pooled vector for classification, a dense predictor '
+                'needs feature maps: set gap_before_final_norm=False or leave it out'
+            )
+        norm = dict(norm_cfg or dict(type='LN2d'))
+        eps = norm.pop('eps', 1e-6)
+        if norm not in (dict(type='LN2d'), dict(type='LN')):
+            raise UserError(
+                f"ConvNeXt normalises by LayerNorm, found norm_cfg={norm_cfg}: use dict(type='LN2d', "
+                'eps=1e-6) or leave it out'
+            )
+        if act_cfg not in (None, dict(type='GELU')):
+            raise UserError(
+                f"ConvNeXt activates by GELU, found act_cfg={act_cfg}: use dict(type='GELU') or leave it out"
+            )
+        if type(kernel_size) is not int or kernel_size < 1 or kernel_size % 2 == 0:
+            raise UserError(
+                f'ConvNeXt needs an odd kernel_size, found {kernel_size}: the official one is {DEFAULT_KERNEL_SIZE}'
+            )
+        strides = [stem_patch_size * 2**i for i in range(NUM_STAGES)]
+        if output_stride not in (None, *strides):
+            raise UserError(
+                f'ConvNeXt cannot use output_stride={output_stride}: use one of {", ".join(map(str, strides))}'
+            )
+        self.strides = tuple(min(stride, output_stride or stride) for stride in strides)
+        self.kernel_size = kernel_size
+        self.frozen_stages = frozen_stages
+        self.with_cp = with_cp or memory == 'checkpoint'
+        # Below this side, the last stage that is built would be empty.
+        self.min_size = self.strides[num_built - 1]
+
+        self.downsample_layers = nn.ModuleList()
+        self.stages = nn.ModuleList()
+        rates = torch.linspace(0, drop_path_rate, sum(self.depths), device='cpu').tolist()
+        for i in range(num_built):
+            width, blocks = self.channels[i], self.depths[i]
+            dilation = strides[i] // self.strides[i]
+            if i == 0:
+                downsample = nn.Sequential(
+                    nn.Conv2d(in_channels, width, stem_patch_size, stem_patch_size), LayerNorm2d(width, eps=eps)
+                )
+            else:
+                conv = (
+                    nn.Conv2d(self.channels[i - 1], width, 2, 2)
+                    if dilation == 1
+                    else DilatedDownsample(self.channels[i - 1], width, dilation // 2)
+                )
+                downsample = nn.Sequential(LayerNorm2d(self.channels[i - 1], eps=eps), conv)
+            self.downsample_layers.append(downsample)
+            first = sum(self.depths[:i])
+            self.stages.append(
+                nn.Sequential(
+                    *(
+                        Block(
+                            width, rate, layer_scale_init_value, use_grn, eps, kernel_size, dilation, memory == 'lean'
+                        )
+                        for rate in rates[first : first + blocks]
+                    )
+                )
+            )
+        for i in self.out_indices:
+            self.add_module(f'norm{i}', LayerNorm2d(self.channels[i], eps=eps))
+
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        # Before any wrapper (DDP) counts the parameters to train.
+        self._freeze_stages()
+
+    @property
+    def num_layers(self) -> int:
+        """Layers that layer decay tells apart (official rule): 6 for tiny, 12 for small to xlarge."""
+        return 3 + math.ceil(self.depths[2] / 3)
+
+    def layer_id(self, name: str, decay_type: str) -> int:
+        """Layer of a parameter for layer-wise learning-rate decay (official detection and segmentation code).
+
+        Args:
+            name: Name of a parameter of this module, such as ``stages.2.4.pwconv1.weight``.
+            decay_type: ``'layer_wise'`` or ``'stage_wise'``.
+
+        Returns:
+            0 (stem) to ``num_layers + 1`` (full learning rate: the output norms, which are new).
+
+        Raises:
+            UserError: The rule does not know the name.
+        """
+        part, *rest = name.split('.')
+        if part == 'downsample_layers':
+            stage = int(rest[0])
+            if decay_type == 'stage_wise':
+                return 0
+            return (0, 2, 3, self.num_layers)[stage]
+        if part == 'stages':
+            stage, block = int(rest[0]), int(rest[1])
+            if decay_type == 'stage_wise':
+                return stage + 1
+            return (1, 2, 3 + block // 3, self.num_layers)[stage]
+        if part in {f'norm{i}' for i in self.out_indices}:
+            return self.num_layers + 1
+        raise UserError(
+            f'layer decay does not know the ConvNeXt parameter {name!r}: modules added to ConvNeXt need a '
+            'layer id of their own, override ConvNeXt.layer_id'
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Features of the stages in ``out_indices``.
+
+        Args:
+            x: (N, in_channels, H, W); H and W at least 32 where all four stages are built, odd sizes too.
+
+        Returns:
+            One contiguous tensor a stage: stage i has ``channels[i]`` and, floored, 1 / strides[i] of the size.
+
+        Raises:
+            UserError: The image is too small for the last stage.
+        """
+        if min(x.shape[-2:]) < self.min_size:
+            raise UserError(
+                f'ConvNeXt got an image of {x.shape[-2]}x{x.shape[-1]}, it needs at least '
+                f'{self.min_size}x{self.min_size}: enlarge the image in the pipeline (Resize) or pad it '
+                '(pad_size_divisor of the data_preprocessor)'
+            )
+        x = x.contiguous(memory_format=torch.channels_last)
+        outputs = []
+        for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages)):
+            x = downsample(x)
+            for block in stage:
+                if self.with_cp and torch.is_grad_enabled():
+                    x = checkpoint(block, x, use_reentrant=False)
+                else:
+                    x = block(x)
+            if i in self.out_indices:
+                # mmcv's RoIAlign reads memory as NCHW and would take channels_last for garbage.
+                outputs.append(getattr(self, f'norm{i}')(x).contiguous())
+        return tuple(outputs)
+
+    def _freeze_stages(self) -> None:
+        for i in range(self.frozen_stages):
+            for module in (self.downsample_layers[i], self.stages[i]):
+                module.eval()  # no stochastic depth in frozen stages
+                module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> ConvNeXt:
+        super().train(mode)
+        self._freeze_stages()
+        return self
+
+    def init_weights(self) -> None:
+        """Load what ``init_cfg`` names; the official initialisation was done at construction.
+
+        ``dict(type='Pretrained', checkpoint=SOURCE)`` takes every source of :func:`weight_files.fetch`; its ``prefix``
+        chooses among several ConvNeXts in one file.
+
+        Raises:
+            UserError: The file cannot be had or does not fit.
+        """
+        configs = [self.init_cfg] if isinstance(self.init_cfg, dict) else list(self.init_cfg or ())
+        pretrained = [cfg for cfg in configs if cfg['type'] in ('Pretrained', PretrainedInit)]
+        whole, again = self.init_cfg, self.is_init
+        # mmengine's own Pretrained knows neither our sources nor safe reading in every version of it.
+        self.init_cfg = [cfg for cfg in configs if cfg not in pretrained]
+        try:
+            super().init_weights()
+        finally:
+            self.init_cfg = whole
+        for cfg in () if again else pretrained:
+            self._load_pretrained(cfg['checkpoint'], cfg.get('prefix'))
+
+    def _load_pretrained(self, source: str, prefix: str | None) -> None:
+        try:
+            checkpoint = read(source)
+        except UserError as error:
+            raise UserError(
+                f'the pretrained weights {source} could not be read ({error}); or give another file as '
+                'model.backbone.init_cfg.checkpoint, or train from scratch with '
+                '--cfg-options model.backbone.init_cfg=None'
+            ) from error
+        try:
+            state = fit_state_dict(self, checkpoint, prefix, licence_of(source))
+        except UserError as error:
+            raise UserError(f'{source}: {error}') from error
+        with torch.no_grad():
+            for name, param in self.named_parameters():
+                param.copy_(state[name])
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        # Called by every way of loading: load_state_dict, init_cfg, a checkpoint of the model around this one. Of a
+        # model under FSDP only shards are here: ConvNeXtLoadHook has fitted the file.
+        if any('_fsdp_wrapped_module' in name for name, _ in self.named_parameters()):
+            self._check_names({key[len(prefix) :] for key in state_dict if key.startswith(prefix)}, prefix)
+            super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+            return
+        own = {key[len(prefix) :]: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
+        fitted = fit_state_dict(self, own, place=prefix)
+        state_dict.update({prefix + key: value for key, value in fitted.items()})
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _check_names(self, found: set[str], place: str) -> None:
+        wanted = {WRAPPED_MODULES.sub('', name) for name, _ in self.named_parameters()}
+        if found != wanted:
+            raise UserError(
+                f'the sharded ConvNeXt at {place!r} lacks {sorted(wanted - found)[:3]} and does not know '
+                f'{sorted(found - wanted)[:3]}: sharded models load other layouts through '
+                "custom_hooks=[dict(type='ConvNeXtLoadHook')] only"
+            )

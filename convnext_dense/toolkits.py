@@ -1,0 +1,69 @@
+"""Which of the host toolkits (mmcv, mmdet, mmsegmentation) can be imported, and what repairs a mixed environment."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from convnext_dense.errors import UserError
+
+INSTALL_MMCV = 'build it against this torch with `make install`, or `python tools/install_mmcv.py`'
+
+
+def check_toolkit(scope: str) -> None:
+    """Raise a UserError where mmcv with operators or the toolkit ``scope`` with its models cannot be imported."""
+    with install_errors():
+        import mmcv
+
+        try:
+            importlib.import_module('mmcv._ext')
+        except ImportError as error:
+            raise UserError(
+                f'mmcv {mmcv.__version__} is installed without its compiled operators ({error}): '
+                f'`pip uninstall mmcv`, then {INSTALL_MMCV}'
+            ) from error
+        importlib.import_module(scope)
+        if importlib.util.find_spec(f'{scope}.models'):
+            importlib.import_module(f'{scope}.models')
+
+
+# What a mixed-up environment says, and what mends it.
+INSTALL_PROBLEMS = (
+    (
+        r'MMCV==(\S+) is used but incompatible.*?(mmcv>=\S+?),? (<\S+\d)',
+        rf'mmcv \1 is installed, the toolkit wants \2, \3: `pip uninstall mmcv`, then {INSTALL_MMCV}',
+    ),
+    (
+        r'MMEngine==(\S+) is used but incompatible.*?(mmengine>=\S+?),? (<\S+\d)',
+        r"mmengine \1 is installed, the toolkit wants \2, \3: pip install 'mmengine>=0.10.7,<1'",
+    ),
+    (r"No module named 'mmcv'", f'mmcv is not installed: {INSTALL_MMCV}'),
+    (
+        r"No module named '(?:mmdet|mmseg)'|(?:mmdet|mmseg|mmsegmentation) is not installed",
+        "the toolkit of this config is not installed: `make install`, or pip install 'convnext-dense[openmmlab]' and "
+        '`python tools/install_mmcv.py`',
+    ),
+    (r"No module named 'pkg_resources'", "setuptools is too new for this toolkit: pip install 'setuptools<80'"),
+    (r"No module named '(ftfy|regex)'", r'mmsegmentation needs \1: pip install \1'),
+    (
+        r'torchvision::nms does not exist',
+        'torch and torchvision do not belong together: install the pair of constraints.txt, or `make clean install`',
+    ),
+    (r'Adafactor is already registered', "this mmengine is too old for this torch: pip install 'mmengine>=0.10.7'"),
+)
+
+
+@contextmanager
+def install_errors() -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        for pattern, sentence in INSTALL_PROBLEMS:
+            match = re.search(pattern, f'{error}', re.S)
+            if match:
+                raise UserError(match.expand(sentence)) from error
+        raise

@@ -1,0 +1,154 @@
+"""Read weight files without running anything in them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+
+from convnext_dense.errors import UserError
+
+
+def allow_mmengine_checkpoints() -> None:
+    """Let torch's safe loading (``weights_only=True``) read what mmengine's runner stores: its log history.
+
+    mmengine 0.10.7 cannot resume on torch >= 2.6 without it. ``argparse.Namespace`` is how the official code (as many
+    others) stores its options. Nothing on this list can run code of the file.
+    """
+    if not hasattr(torch.serialization, 'add_safe_globals'):  # torch < 2.4 has no safe loading to extend
+        return
+    array, scalar = (value.__reduce__()[0] for value in (np.empty(0), np.float64(0)))
+    kinds = (bool, np.float16, np.float32, np.float64, np.int8, np.uint8, np.int32, np.int64, str)
+    torch.serialization.add_safe_globals(
+        [
+            argparse.Namespace,
+            HistoryBuffer,
+            (_history_method, 'builtins.getattr'),
+            np.ndarray,
+            np.dtype,
+            *{type(np.dtype(kind)) for kind in kinds},
+            # numpy 2 renamed the module; files name the one or the other.
+            *(
+                (function, f'numpy.{module}.multiarray.{name}')
+                for module in ('core', '_core')
+                for function, name in ((array, '_reconstruct'), (scalar, 'scalar'))
+            ),
+        ]
+    )
+
+
+def _history_method(owner: type, name: str) -> Any:
+    """Stands for ``getattr`` in a checkpoint, where mmengine's log names its statistics by it."""
+    if owner is HistoryBuffer and name in ('min', 'max', 'current', 'mean'):
+        return getattr(HistoryBuffer, name)
+    raise pickle.UnpicklingError(f'the attribute {name!r} of {owner!r} is not part of a checkpoint')
+
+
+TORCH_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, 'little')  # begins a file of torch < 1.6
+
+
+def read_file(path: Path, trust: bool = False, mmap: bool = True) -> Any:
+    """As :func:`read`, of a local file."""
+    size = path.stat().st_size
+    with path.open('rb') as file:
+        head = file.read(512)
+    begin = head.lstrip()[:60]
+    if not head:
+        raise UserError(f'{path} is empty: get the file again')
+    if begin.startswith(b'<'):
+        raise UserError(
+            f'{path} is a web page, not weights (it begins with {begin[:20].decode(errors="replace")!r}): '
+            'get the file again, by the address of the file itself'
+        )
+    if begin.startswith(b'version https://git-lfs'):
+        raise UserError(f'{path} is a Git LFS pointer, not weights: run `git lfs pull` where it comes from')
+    if path.suffix == '.safetensors' or head[8:9] == b'{':
+        return _read_safetensors(path)
+    is_zip = head.startswith(b'PK\x03\x04')
+    if is_zip:
+        _check_zip(path, size)
+    refusal = (
+        '{} holds more than plain tensors ({}), which was not executed: give another file, or, if you trust its '
+        'author, convert it by tools/convert_checkpoint.py --trust-checkpoint'
+    )
+    # What pickle writes without torch; detectron2 keeps numpy arrays so.
+    is_plain_pickle = head.startswith(b'\x80') and head[4:14] != TORCH_MAGIC
+    if is_plain_pickle and not trust:
+        raise UserError(refusal.format(path, 'it is a pickle of Python objects'))
+    try:
+        if is_plain_pickle:
+            return pickle.loads(path.read_bytes())
+        allow_mmengine_checkpoints()  # again: onedl-mmengine's own loader takes some of it back
+        # The form of torch < 1.6 cannot be memory-mapped.
+        return torch.load(str(path), map_location='cpu', weights_only=not trust, mmap=mmap and is_zip)
+    except Exception as error:  # a file from elsewhere can fail in every way
+        text = str(error).split('WeightsUnpickler error: ')[-1]
+        code = re.match(r'(?:Unsupported global|Unsupported class|Trying to|Can only)[^\n]*', text)
+        if code and not trust:
+            raise UserError(refusal.format(path, clause(code[0]))) from error
+        raise UserError(
+            f'{path} is damaged or no checkpoint ({clause(text) or type(error).__name__}): get the file again'
+        ) from error
+
+
+@contextmanager
+def only_safe_loading() -> Iterator[None]:
+    """Make every ``torch.load`` a safe one: onedl-mmengine otherwise loads again unsafely what safe loading refused."""
+    names = ('TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD')
+    before = {name: os.environ.pop(name, None) for name in names}
+    os.environ[names[0]] = '1'
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def clause(text: str) -> str:
+    return ' '.join(text.split())[:150].rstrip('.: ')
+
+
+def _check_zip(path: Path, size: int) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            expanded = sum(info.file_size for info in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
+        raise UserError(f'{path} ends early or is damaged ({clause(str(error))}): get the file again') from error
+    if expanded > 2 * size + 2**20:  # torch never compresses
+        raise UserError(
+            f'{path} would unpack to {expanded / 2**20:,.0f} MiB from {size / 2**20:,.1f}, as no '
+            'checkpoint does: give another file'
+        )
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise UserError(f'reading {path} needs safetensors: pip install safetensors') from error
+    try:
+        return load_file(path)  # memory-mapped
+    except Exception as error:  # a file from elsewhere can fail in every way
+        raise UserError(
+            f'{path} ends early or is no safetensors file ({clause(str(error))}): get the file again'
+        ) from error
+
+
+def strip_code(checkpoint: Any) -> None:
+    """Take the Python text out of a checkpoint's ``meta``."""
+    meta = checkpoint.get('meta') if isinstance(checkpoint, Mapping) else None
+    if isinstance(meta, dict):
+        for key in ('config', 'cfg'):
+            meta.pop(key, None)

@@ -1,0 +1,251 @@
+"""Several processes: DistributedDataParallel over every choice of outputs and frozen stages, and the launch scripts."""
+
+import itertools
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import ROOT, kill_all
+from mmengine.model import MMFullyShardedDataParallel
+from torch import distributed, multiprocessing
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.nn.parallel import DistributedDataParallel
+
+from convnext_dense import ConvNeXt, ConvNeXtLayerDecayConstructor, UserError
+from convnext_dense.engine.fsdp import wrap_blocks
+
+MASK_RCNN = ROOT / 'configs/mask_rcnn/convnext_digits.py'
+MICRO = dict(depths=[1, 1, 1, 1], channels=[4, 8, 8, 8])
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return probe.getsockname()[1]
+
+
+def every_combination(rank: int, port: int, log: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
+    done = 0
+    for count in range(1, 5):
+        for out_indices in itertools.combinations(range(4), count):
+            for frozen in range(out_indices[-1] + 2):
+                torch.manual_seed(0)
+                model = ConvNeXt(MICRO, out_indices=out_indices, frozen_stages=frozen, drop_path_rate=0.9)
+                wrapped = DistributedDataParallel(model, find_unused_parameters=False).train()
+                for step in range(3):  # a parameter without gradient is complained of in the next iteration
+                    torch.manual_seed(10 * step + rank)
+                    sum(out.square().mean() for out in wrapped(torch.randn(1, 3, 32, 32))).backward()
+                grads = torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+                both = [torch.empty_like(grads) for _ in range(2)]
+                distributed.all_gather(both, grads)
+                assert torch.equal(*both), (out_indices, frozen)
+                done += 1
+    Path(f'{log}.{rank}').write_text(str(done))
+    distributed.barrier()
+    os._exit(0)  # gloo's threads were seen to hang while Python tears the dozens of wrapped models down
+
+
+def test_no_unused_parameters(tmp_path):
+    multiprocessing.spawn(every_combination, (free_port(), str(tmp_path / 'done')), nprocs=2)
+    # Each of the 2**last subsets that end with stage `last` takes last + 2 numbers of frozen stages.
+    assert (tmp_path / 'done.0').read_text() == str(sum(2**last * (last + 2) for last in range(4)))
+
+
+def launch(script: str, *args: object, data: Path) -> subprocess.Popen:
+    env = dict(
+        os.environ, PYTHON=sys.executable, PORT=str(free_port()), OMP_NUM_THREADS='1', CONVNEXT_DENSE_DATA=str(data)
+    )
+    return subprocess.Popen(
+        [str(ROOT / 'tools' / script), *map(str, args)],
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+SHORT = ('--cfg-options', 'train_cfg.max_epochs=1', 'train_cfg.val_interval=1')
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_test_like_one(digits, tmp_path, tool):
+    process = launch('dist_train.sh', MASK_RCNN, 2, '--work-dir', tmp_path, *SHORT, data=digits)
+    text, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, text
+    assert len(re.findall(r'layer decay: ', text)) == 1, 'the first process alone writes'
+    trained = json.loads((tmp_path / 'metrics.json').read_text())
+    checkpoint = (tmp_path / 'last_checkpoint').read_text()
+    process = launch('dist_test.sh', MASK_RCNN, checkpoint, 2, '--work-dir', tmp_path / 'two', data=digits)
+    text, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, text
+    message, _ = tool('test', MASK_RCNN, checkpoint, '--work-dir', tmp_path / 'one', data=digits)
+    assert message is None
+    one, two = (json.loads((tmp_path / folder / 'metrics.json').read_text()) for folder in ('one', 'two'))
+    assert {k: v for k, v in one.items() if k.startswith('coco/')} == {
+        k: v for k, v in two.items() if k.startswith('coco/')
+    }
+    assert set(trained) == set(one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('seed', range(3))
+def test_killed_processes_resume(seed, digits, tmp_path):
+    """All processes killed at some iteration behind the first checkpoint; the rate and the state go on."""
+    options = (
+        '--work-dir',
+        tmp_path,
+        '--cfg-options',
+        'train_cfg.max_epochs=4',
+        'train_cfg.val_interval=4',
+        'default_hooks.logger.interval=1',
+        'train_dataloader.batch_size=4',
+        'randomness.seed=0',
+    )
+    process = launch('dist_train.sh', MASK_RCNN, 2, *options, data=digits)
+    epoch, iteration = 2 + seed % 2, 1 + seed
+    rates = {}
+    for line in process.stdout:
+        found = re.search(r'Epoch\(train\)\s+\[(\d)\]\[(\d)/4\]\s+base_lr: (\S+)', line)
+        if found:
+            rates[found[1], found[2]] = found[3]
+            if (int(found[1]), int(found[2])) >= (epoch, iteration):
+                break
+    kill_all(process)
+    saved = torch.load((tmp_path / 'last_checkpoint').read_text())
+    resumed = launch('dist_train.sh', MASK_RCNN, 2, '--resume', *options, data=digits)
+    text, _ = resumed.communicate(timeout=400)
+    assert resumed.returncode == 0, text
+    assert f'resumed epoch: {saved["meta"]["epoch"]}, iter: {saved["meta"]["iter"]}' in text
+    again = {(e, i): lr for e, i, lr in re.findall(r'Epoch\(train\)\s+\[(\d)\]\[(\d)/4\]\s+base_lr: (\S+)', text)}
+    assert ('1', '1') not in again and ('4', '4') in again
+    for step in set(again) & set(rates):
+        assert again[step] == rates[step], 'the schedule goes on where it was'
+    final = torch.load(tmp_path / 'epoch_4.pth')
+    steps = {int(state['step']) for state in final['optimizer']['state'].values()}
+    assert steps == {16}, 'the optimizer went on counting'
+    assert (tmp_path / 'metrics.json').exists()
+
+
+def settings(model: torch.nn.Module) -> dict[str, tuple[float, float]]:
+    """Learning rate and weight decay of each parameter, by its name in the model that is not split."""
+    constructor = ConvNeXtLayerDecayConstructor(
+        dict(optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.5)), dict(decay_rate=0.5)
+    )
+    names = {id(param): name.replace('_fsdp_wrapped_module.', '') for name, param in model.named_parameters()}
+    return {
+        names[id(param)]: (group['lr'], group['weight_decay'])
+        for group in constructor.param_groups(model)
+        for param in group['params']
+    }
+
+
+def sharded(rank: int, port: int, log: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
+    expected = settings(ConvNeXt(MICRO))
+    options = dict(auto_wrap_policy=wrap_blocks, device_id=torch.device('cpu'))
+    model = MMFullyShardedDataParallel(ConvNeXt(MICRO), **options)
+    assert sum(isinstance(module, FullyShardedDataParallel) for module in model.modules()) == 4 + 1
+    assert settings(model) == expected
+    assert {decay for _, decay in expected.values()} == {0.0, 0.5}
+    with pytest.raises(UserError, match='use_orig_params=True'):
+        settings(MMFullyShardedDataParallel(ConvNeXt(MICRO), use_orig_params=False, **options))
+    Path(f'{log}.{rank}').write_text('')
+    distributed.barrier()
+    os._exit(0)
+
+
+def test_layer_decay_of_shards(tmp_path):
+    multiprocessing.spawn(sharded, (free_port(), str(tmp_path / 'done')), nprocs=2)
+    assert (tmp_path / 'done.0').exists() and (tmp_path / 'done.1').exists()
+
+
+@pytest.mark.slow
+def test_fully_sharded_equals_data_parallel(digits, tmp_path, tool):
+    leaf = tmp_path / 'fsdp.py'
+    leaf.write_text(f'_base_ = [{str(MASK_RCNN)!r}, {str(ROOT / "configs/_base_/fsdp.py")!r}]\n')
+    losses = {}
+    for config in (MASK_RCNN, leaf):
+        process = launch(
+            'dist_train.sh',
+            config,
+            2,
+            '--work-dir',
+            tmp_path / config.stem,
+            '--cfg-options',
+            'train_cfg.max_epochs=2',
+            'train_cfg.val_interval=2',
+            'default_hooks.logger.interval=1',
+            'train_dataloader.batch_size=4',
+            'randomness.seed=0',
+            data=digits,
+        )
+        text, _ = process.communicate(timeout=400)
+        assert process.returncode == 0, text
+        losses[config] = [float(loss) for loss in re.findall(r' loss: (\S+) ', text)]
+        assert re.search(r'outside +0.002 +44 +91 +3,6', text), 'no shard counts as a vector'
+    assert len(losses[leaf]) == 8
+    assert losses[leaf] == pytest.approx(losses[MASK_RCNN], rel=2e-3)
+    process = launch(
+        'dist_train.sh',
+        leaf,
+        2,
+        '--resume',
+        '--work-dir',
+        tmp_path / 'fsdp',
+        '--cfg-options',
+        'train_cfg.max_epochs=3',
+        'train_dataloader.batch_size=4',
+        data=digits,
+    )
+    text, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, text
+    assert 'resumed epoch: 2, iter: 8' in text
+    trained = json.loads((tmp_path / 'fsdp/metrics.json').read_text())
+    message, _ = tool('test', MASK_RCNN, tmp_path / 'fsdp/epoch_3.pth', '--work-dir', tmp_path / 'one', data=digits)
+    assert message is None
+    tested = json.loads((tmp_path / 'one/metrics.json').read_text())
+    assert {key: trained[key] for key in tested if key.startswith('coco/')} == {
+        key: value for key, value in tested.items() if key.startswith('coco/')
+    }
+
+
+def test_slurm_script_asks_for_the_gpus_and_passes_the_rest(tmp_path):
+    srun = tmp_path / 'srun'
+    srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    srun.chmod(0o755)
+    env = dict(os.environ, PATH=f'{tmp_path}:{os.environ["PATH"]}', GPUS='16', PYTHON='python', SRUN_ARGS='--mem 64G')
+    done = subprocess.run(
+        [ROOT / 'tools/slurm_train.sh', 'part', 'job', 'leaf.py', '--amp'],
+        env=env,
+        text=True,
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout.splitlines() == [
+        '-p',
+        'part',
+        '--job-name=job',
+        '--gres=gpu:8',
+        '--ntasks=16',
+        '--ntasks-per-node=8',
+        '--cpus-per-task=5',
+        '--kill-on-bad-exit=1',
+        '--mem',
+        '64G',
+        'python',
+        '-u',
+        str(ROOT / 'tools/train.py'),
+        'leaf.py',
+        '--launcher',
+        'slurm',
+        '--amp',
+    ]

@@ -1,0 +1,28 @@
+"""Helpers that several test modules share."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def start(name: str, *args: object, data: Path) -> subprocess.Popen:
+    """Start ``python tools/NAME.py ARGS`` as a user would."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / 'tools' / f'{name}.py'), *map(str, args)],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=dict(os.environ, CONVNEXT_DENSE_DATA=str(data)),
+    )
+
+
+def kill_all(process: subprocess.Popen) -> None:
+    """SIGKILL for ``process`` and all that it started: data workers stay behind, torchrun's workers train on."""
+    for part in [*psutil.Process(process.pid).children(recursive=True), process]:
+        part.kill()
+    process.wait()

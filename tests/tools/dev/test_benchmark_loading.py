@@ -1,0 +1,33 @@
+"""The loading benchmark measures what it says, on a small arch."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT
+
+
+@pytest.mark.slow
+def test_loading_benchmark(tmp_path):
+    subprocess.run(
+        [
+            sys.executable,
+            ROOT / 'tools/dev/benchmark_loading.py',
+            '--arch',
+            'atto',
+            '--repeats',
+            '1',
+            '--out',
+            tmp_path / 'figures.json',
+        ],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    figures = json.loads((tmp_path / 'figures.json').read_text())
+    assert figures['file_mib'] > 14  # 3.7 million fp32 numbers
+    assert set(figures['runs']) == {'bare', 'pretrained', 'load_state_dict'}
+    for runs in figures['runs'].values():
+        assert len(runs) == 1 and runs[0]['seconds'] > 0 and runs[0]['peak_mib'] > 100
+    for way, ratio in figures['ratio'].items():
+        assert ratio['seconds'] == round(figures['median'][way]['seconds'] / figures['median']['bare']['seconds'], 3)

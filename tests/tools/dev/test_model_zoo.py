@@ -1,0 +1,219 @@
+"""The model index, the README's tables and its picture, against the published figures."""
+
+import csv
+import functools
+import re
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers import ROOT
+
+from convnext_dense import ARCHS, complexity
+
+pytest.importorskip('mmdet')
+pytest.importorskip('mmseg')
+with (ROOT / 'tests' / 'reference' / 'published_results.csv').open(newline='') as file:
+    PUBLISHED = list(csv.DictReader(file))
+FOLDERS = {'mask_rcnn': 'Mask R-CNN 3x', 'cascade_mask_rcnn': 'Cascade Mask R-CNN 3x', 'upernet': 'UperNet 160k'}
+CLASSIFIERS = [row for row in PUBLISHED if row['method'] in ('ImageNet-1K 224', 'ImageNet-1K 384')]
+MODELS = {
+    (re.sub(r' \d+$', '', row['method']), row['backbone'], row['pretrain']): row
+    for row in PUBLISHED
+    if not row['method'].startswith('ImageNet')
+}
+# What the published tables print of each row, under the names of the model index.
+METRICS = {'box AP': 'box_ap', 'mask AP': 'mask_ap', 'mIoU': 'miou', 'mIoU (ms+flip)': 'miou_ms'}
+PARAMS, FLOPS = 'Published Parameters (M)', 'Published FLOPs (G)'
+# One of each kind.
+FEW = (
+    'mask_rcnn/swin_t_3x_coco.py',
+    'mask_rcnn/convnext_t_3x_coco.py',
+    'cascade_mask_rcnn/r50_3x_coco.py',
+    'upernet/convnext_t_512_160k_ade20k.py',
+    'upernet/swin_l_in22k_640_160k_ade20k.py',
+)
+
+
+def metafile(folder: str) -> dict:
+    return yaml.safe_load((ROOT / 'configs' / folder / 'metafile.yml').read_text())
+
+
+def models() -> dict[tuple[str, str, str], dict]:
+    """Rows of the model index by method, backbone and pretraining."""
+    found = {}
+    for folder, method in FOLDERS.items():
+        for model in metafile(folder)['Models']:
+            pretrain = 'in' + model['Metadata']['Pretraining'].removeprefix('ImageNet-').lower()
+            method_of_row = method.replace('3x', '1x') if '_1x_' in model['Name'] else method
+            found[method_of_row, model['Metadata']['Backbone'], pretrain] = model
+    return found
+
+
+def reproduced(measured: float, published: str) -> bool:
+    """Within 0.5 %, or 1 in the last digit that is printed."""
+    last_digit = 10.0 ** -len(published.partition('.')[2])
+    return abs(measured - float(published)) <= max(0.005 * float(published), last_digit)
+
+
+def test_published_figures_are_those_of_the_reference():
+    ours = models()
+    assert MODELS.keys() <= ours.keys() and len(MODELS) == 27
+    for key, model in ours.items():
+        row, metadata = MODELS.get(key), model['Metadata']
+        metrics = {name: value for result in model.get('Results', ()) for name, value in result['Metrics'].items()}
+        if row is None:
+            assert metrics == {} and not {PARAMS, FLOPS} & metadata.keys() and 'not in the paper' in metadata['Source']
+            continue
+        assert metrics == {name: float(row[column]) for name, column in METRICS.items() if row[column]}
+        assert [str(metadata.get(name, '')) for name in (PARAMS, FLOPS)] == [row['params_M'], row['flops_G']]
+        assert (metadata['Input'], metadata['Source']) == (row['input'], row['source'])
+
+
+@pytest.mark.parametrize('key', MODELS, ids=' '.join)
+def test_published_counts_of_models_are_reproduced(key):
+    """By the figures of the model index, which `tools/dev/model_zoo.py --check` measures again in CI."""
+    row, metadata = MODELS[key], models()[key]['Metadata']
+    flops = metadata['FLOPs']
+    if 'Swin-L' in key:
+        assert metadata['Published FLOPs leave out'] == 'attention products'
+        flops -= metadata['Attention FLOPs']
+        # Both counts.
+        assert (round(metadata['FLOPs'] / 1e9), round(flops / 1e9)) == (
+            (1393, 1383) if 'Cascade' in key[0] else (2486, 2470)
+        )
+    assert reproduced(flops / 1e9, row['flops_G'])
+    assert abs(flops / 1e9 / float(row['flops_G']) - 1) < 0.002, 'all of them are far closer'
+    if row['params_M']:
+        assert reproduced(metadata['Parameters'] / 1e6, row['params_M'])
+
+
+@pytest.mark.parametrize('row', CLASSIFIERS, ids=lambda row: f'{row["backbone"]} {row["input"]}')
+def test_published_counts_of_archs_are_reproduced(row):
+    sizes = {'T': 'tiny', 'S': 'small', 'B': 'base', 'L': 'large', 'XL': 'xlarge'}
+    side = int(row['input'].split('x')[0])
+    found = complexity.count_classifier(sizes[row['backbone'].removeprefix('ConvNeXt-')], side)
+    assert reproduced(found.total_params / 1e6, row['params_M'])
+    assert reproduced(found.total_flops / 1e9, row['flops_G'])
+
+
+@pytest.mark.parametrize('leaf', FEW)
+def test_model_index_holds_what_is_measured(leaf):
+    folder = leaf.split('/')[0]
+    (metadata,) = (model['Metadata'] for model in metafile(folder)['Models'] if model['Config'] == f'configs/{leaf}')
+    found = complexity.count(complexity.Config.fromfile(ROOT / 'configs' / leaf))
+    assert (metadata['Parameters'], metadata['FLOPs']) == (found.total_params, found.total_flops)
+    assert metadata.get('Attention FLOPs', 0) == found.attention
+
+
+def test_model_index_is_sound():
+    """As openmim's search reads it: names once, known collections, files that exist."""
+    index = yaml.safe_load((ROOT / 'convnext_dense' / '.mim' / 'model-index.yml').read_text())
+    assert index['Import'] == [f'configs/{folder}/metafile.yml' for folder in FOLDERS]
+    names, collections = [], []
+    for folder in FOLDERS:
+        content = metafile(folder)
+        collections += [collection['Name'] for collection in content['Collections']]
+        for model in content['Models']:
+            names.append(model['Name'])
+            assert model['In Collection'] in collections and (ROOT / model['Config']).is_file()
+            assert ('Weights' in model) == ('convnext' in model['Name'] and 'not in' not in model['Metadata']['Source'])
+    assert len(set(names)) == len(names) == 32 and len(set(collections)) == len(collections) == 3
+
+
+def test_tables_and_picture_belong_to_the_model_index():
+    zoo = runpy.run_path(str(ROOT / 'tools' / 'dev' / 'model_zoo.py'))
+    folders, readme = {folder: metafile(folder) for folder in FOLDERS}, (ROOT / 'README.md').read_text()
+    tables = zoo['model_tables'](folders) | {'performance': zoo['performance_table']()}
+    assert zoo['with_tables'](readme, tables) == readme
+    picture = (ROOT / 'docs' / 'model_zoo.svg').read_text()
+    assert zoo['digest_of'](zoo['points'](folders)) in picture and len(picture) < 200_000
+    archs = readme[readme.index('<!-- archs') : readme.index('<!-- end of archs')]
+    assert set(ARCHS) == set(re.findall(r'^\| `(\w+)`', archs, re.M))
+    isotropic = [row for row in PUBLISHED if 'isotropic' in row['method']]
+    assert len(isotropic) == archs.count('not built yet') == 3
+    assert all(f'| {row["params_M"]} |  | {row["flops_G"]} |' in archs for row in isotropic)
+
+
+@pytest.fixture(scope='module')
+def small_zoo(tmp_path_factory) -> Path:
+    """A repository with few models."""
+    folder = tmp_path_factory.mktemp('zoo')
+    for name in (
+        'tools/dev/model_zoo.py',
+        'README.md',
+        'tests/reference/published_results.csv',
+        *(f'configs/{leaf}' for leaf in FEW),
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    shutil.copytree(ROOT / 'configs' / '_base_', folder / 'configs' / '_base_')
+    shutil.copytree(ROOT / 'docs' / 'benchmarks', folder / 'docs' / 'benchmarks')
+    for name in FOLDERS:
+        content = metafile(name)
+        content['Models'] = [model for model in content['Models'] if model['Config'].removeprefix('configs/') in FEW]
+        (folder / 'configs' / name / 'metafile.yml').write_text('# a comment\n' + yaml.safe_dump(content))
+    return folder
+
+
+def test_write_and_check(small_zoo, monkeypatch, capsys):
+    # Read and measured once for all runs.
+    read = functools.cache(complexity.Config.fromfile)
+    monkeypatch.setattr(complexity.Config, 'fromfile', read)
+    count, count_by_name = complexity.count, functools.cache(lambda name: count(read(name)))
+    monkeypatch.setattr(complexity, 'count', lambda cfg: count_by_name(Path(cfg.filename)))
+    monkeypatch.setattr(complexity, 'count_classifier', functools.cache(complexity.count_classifier))
+
+    def run(*args: str) -> str:
+        monkeypatch.setattr(sys, 'argv', ['model_zoo.py', *args])
+        try:
+            runpy.run_path(str(small_zoo / 'tools' / 'dev' / 'model_zoo.py'), run_name='__main__')
+        except SystemExit as stop:
+            return stop.code
+        return capsys.readouterr().err.splitlines()[-1]
+
+    readme, picture = small_zoo / 'README.md', small_zoo / 'docs' / 'model_zoo.svg'
+    index = small_zoo / 'configs' / 'cascade_mask_rcnn' / 'metafile.yml'
+    everything = ', '.join(
+        [*(f'configs/{folder}/metafile.yml' for folder in FOLDERS), 'README.md', 'docs/model_zoo.svg']
+    )
+    assert run('--check').startswith(f'error: {everything}: not up to date') and not picture.exists()
+    assert run() == f'written: {everything}'
+    assert run('--check') == run() == 'everything is up to date'
+    drawn = picture.read_bytes()
+    assert index.read_text().startswith('# a comment\nCollections:')
+
+    good = readme.read_text()
+    assert '| 739 | 738.3 | -0.09 % |' in good
+    readme.write_text(good.replace('| 738.3 |', '| 739.3 |'))
+    assert run('--check').startswith('error: README.md: not up to date')
+    assert run() == 'written: README.md' and readme.read_text() == good
+
+    # A config that is not what its row says.
+    indexed = index.read_text()
+    for wrong in (indexed.replace('Parameters: 8', 'Parameters: 9'), indexed.replace('ResNet-50', 'ResNet-101')):
+        assert wrong != indexed
+        index.write_text(wrong)
+        assert run('--check').startswith('error: configs/cascade_mask_rcnn/metafile.yml: not up to date')
+    index.write_text(indexed)
+
+    # A published figure that changes goes into tables and picture.
+    index.write_text(indexed.replace('box AP: 46.3', 'box AP: 46.4'))
+    assert run('--check').startswith('error: README.md, docs/model_zoo.svg: not up to date')
+    index.write_text(indexed)
+    picture.unlink()
+    assert run() == 'written: docs/model_zoo.svg' and picture.read_bytes() == drawn, 'the same in each run'
+
+    leaf = small_zoo / 'configs' / 'cascade_mask_rcnn' / 'r50_3x_coco.py'
+    leaf.rename(leaf.with_name('r18_3x_coco.py'))
+    assert re.match(
+        r'error: configs/cascade_mask_rcnn/metafile.yml and the configs beside it differ in '
+        r"\['configs/cascade_mask_rcnn/r18_3x_coco.py', 'configs/cascade_mask_rcnn/r50_3x_coco.py'\]",
+        run('--check'),
+    )
+    leaf.with_name('r18_3x_coco.py').rename(leaf)
+    readme.write_text(good.replace('<!-- archs:', '<!-- arch:'))
+    assert 'README.md has no markers for the table of archs' in run()

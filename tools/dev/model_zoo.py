@@ -1,0 +1,346 @@
+"""Bring the model index, the README's tables and its picture up to date: python tools/dev/model_zoo.py [--check]
+
+Hand-written are the published figures, in configs/*/metafile.yml and tests/reference/published_results.csv. Everything
+else about a model is read from its config or measured, here; times are those of docs/benchmarks/cpu_*.json.
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import re
+import sys
+from pathlib import Path
+
+import yaml
+from mmengine.config import Config
+
+from convnext_dense import ARCHS
+from convnext_dense.complexity import Complexity, count, count_classifier
+from convnext_dense.errors import UserError
+from convnext_dense.run.options import errors_as_sentences
+
+ROOT = Path(__file__).resolve().parents[2]
+README, PICTURE = ROOT / 'README.md', ROOT / 'docs' / 'model_zoo.svg'
+FOLDERS = ('mask_rcnn', 'cascade_mask_rcnn', 'upernet')
+DEMO = 'convnext_digits.py'
+PUBLISHED = ROOT / 'tests' / 'reference' / 'published_results.csv'
+BENCHMARKS = ROOT / 'docs' / 'benchmarks'
+SIZES = dict(tiny='T', small='S', base='B', large='L', xlarge='XL')
+SWIN_SIZES = {(96, 6): 'T', (96, 18): 'S', (128, 18): 'B', (192, 18): 'L'}  # channels, blocks of the third stage
+# Blocks and channels of the paper's Table 2, an architecture that is not built yet.
+ISOTROPIC = {'ConvNeXt-S (iso.)': (18, 384), 'ConvNeXt-B (iso.)': (18, 768), 'ConvNeXt-L (iso.)': (36, 1024)}
+
+
+def backbone_name(backbone: dict) -> str:
+    """As in the published tables, such as Swin-T or ResNeXt-101-64x4d."""
+    kind = backbone['type'].split('.')[-1]
+    if kind == 'ConvNeXt':
+        return f'ConvNeXt-{SIZES[backbone["arch"]]}'
+    if kind == 'SwinTransformer':
+        return f'Swin-{SWIN_SIZES[backbone["embed_dims"], backbone["depths"][2]]}'
+    if kind == 'ResNeXt':
+        return f'ResNeXt-{backbone["depth"]}-{backbone["groups"]}x{backbone["base_width"]}d'
+    return f'{kind}-{backbone["depth"]}'
+
+
+def derived(cfg: Config, found: Complexity) -> dict:
+    """The part of a row's metadata that follows from its config."""
+    height, width = found.shape
+    entries = {
+        'Backbone': backbone_name(cfg.model.backbone),
+        'Pretraining': 'ImageNet-22K' if '22k' in cfg.model.backbone.init_cfg.checkpoint else 'ImageNet-1K',
+        'Input': f'{width}x{height}',
+        'Parameters': found.total_params,
+        'FLOPs': found.total_flops,
+    }
+    return entries | ({'Attention FLOPs': found.attention} if found.attention else {})
+
+
+def read_folder(folder: str) -> tuple[str, dict]:
+    """Leading comment and content of a metafile, with everything derived made anew.
+
+    Raises:
+        UserError: The configs of the folder and the rows of its metafile are not the same.
+    """
+    path = ROOT / 'configs' / folder / 'metafile.yml'
+    text = path.read_text()
+    content = yaml.safe_load(text)
+    rows = {model['Config'] for model in content['Models']}
+    configs = {str(leaf.relative_to(ROOT)) for leaf in path.parent.glob('*.py') if leaf.name != DEMO}
+    if rows != configs:
+        raise UserError(
+            f'{path.relative_to(ROOT)} and the configs beside it differ in {sorted(rows ^ configs)}: each '
+            'config needs one row, each row a config'
+        )
+    for model in content['Models']:
+        cfg = Config.fromfile(ROOT / model['Config'])
+        by_hand = {key: value for key, value in model['Metadata'].items() if key.startswith(('Published', 'Source'))}
+        model['Metadata'] = derived(cfg, count(cfg)) | by_hand
+    return text[: text.index('Collections:')], content
+
+
+def difference(measured: float, published: float | str) -> str:
+    return f'{100 * (measured / float(published) - 1):+.2f} %'
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    return '\n'.join(f'| {" | ".join(cells)} |' for cells in [header, ['---'] * len(header), *rows])
+
+
+def counts(metadata: dict) -> list[str]:
+    """The cells params published, measured, FLOPs published, measured, difference."""
+    flops, published = metadata['FLOPs'] / 1e9, metadata.get('Published FLOPs (G)')
+    measured, compared = f'{flops:.1f}', flops
+    if 'Published FLOPs leave out' in metadata:
+        compared = (metadata['FLOPs'] - metadata['Attention FLOPs']) / 1e9
+        measured += f', {compared:.1f} without {metadata["Published FLOPs leave out"]}'
+    return [
+        str(metadata.get('Published Parameters (M)', '')),
+        f'{metadata["Parameters"] / 1e6:.1f}',
+        str(published or ''),
+        measured,
+        difference(compared, published) if published else '',
+    ]
+
+
+def metrics(model: dict) -> dict[str, float]:
+    return {name: value for result in model.get('Results', ()) for name, value in result['Metrics'].items()}
+
+
+def model_tables(folders: dict[str, dict]) -> dict[str, str]:
+    """The README's tables of detectors and of segmentors."""
+    tables = {'detectors': [], 'segmentors': []}
+    for folder, content in folders.items():
+        for model in content['Models']:
+            metadata, found = model['Metadata'], metrics(model)
+            config = model['Config'].removeprefix('configs/')
+            name = f'[`{config}`]({model["Config"]})'
+            weights = f'[weights]({model["Weights"]})' if 'Weights' in model else ''
+            before = [name, metadata['Backbone'], metadata['Pretraining'].removeprefix('ImageNet-')]
+            after = [*counts(metadata), metadata['Source'], weights]
+            if folder == 'upernet':
+                accuracy = [str(found.get('mIoU', '')), str(found.get('mIoU (ms+flip)', ''))]
+                tables['segmentors'].append(before + accuracy + after)
+            else:
+                accuracy = [str(found.get('box AP', '')), str(found.get('mask AP', ''))]
+                tables['detectors'].append(before + accuracy + after)
+    before = ['config', 'backbone', 'ImageNet']
+    after = ['params M, published', 'measured', 'FLOPs G, published', 'measured', 'difference', 'published in', '']
+    return {
+        'detectors': table(before + ['box AP', 'mask AP'] + after, tables['detectors']),
+        'segmentors': table(before + ['mIoU', 'multi-scale'] + after, tables['segmentors']),
+    }
+
+
+def arch_table() -> str:
+    """Archs beside the paper's Table 1, and the rows of Table 2."""
+    with PUBLISHED.open(newline='') as file:
+        published = {
+            (row['backbone'], row['input']): row for row in csv.DictReader(file) if row['method'].startswith('ImageNet')
+        }
+    header = ['arch', 'blocks (B)', 'channels (C)', 'params M, published', 'measured']
+    rows = []
+    for side in (224, 384):
+        header += [f'FLOPs G at {side}, published', 'measured', 'difference']
+    for arch, sizes in ARCHS.items():
+        name = f'ConvNeXt-{SIZES.get(arch)}'
+        params = published.get((name, '224x224'), {}).get('params_M', '')
+        cells = [f'`{arch}`', *(', '.join(map(str, sizes[key])) for key in ('depths', 'channels'))]
+        for side in (224, 384):
+            found = count_classifier(arch, side)
+            if side == 224:
+                cells += [params, f'{found.total_params / 1e6:.1f}']
+            flops = published.get((name, f'{side}x{side}'), {}).get('flops_G', '')
+            cells += [flops, f'{found.total_flops / 1e9:.1f}', flops and difference(found.total_flops / 1e9, flops)]
+        rows.append(cells)
+    for name, (blocks, channels) in ISOTROPIC.items():
+        row = published[name, '224x224']
+        rows.append(
+            [
+                f'{name.replace("ConvNeXt-", "").replace("iso.", "isotropic")}: not built yet',
+                str(blocks),
+                str(channels),
+                row['params_M'],
+                '',
+                row['flops_G'],
+                '',
+                '',
+                '',
+                '',
+                '',
+            ]
+        )
+    return table(header, rows)
+
+
+def performance_table() -> str:
+    """Backbones beside their peers: fastest times, and as factors of ours in the same type."""
+    columns, names, found = [], [], []
+    for arch in ('tiny', 'base'):
+        for mode in ('inference', 'train'):
+            result = json.loads((BENCHMARKS / f'cpu_{arch}_{mode}.json').read_text())
+            found.append(result)
+            names += [row['name'] for row in result['rows']]
+            columns += [
+                (arch, mode, dtype, {row['name']: row for row in result['rows'] if row['dtype'] == dtype})
+                for dtype in result['options']['dtype']
+            ]
+    rows = [
+        [
+            name,
+            *(
+                f'{row["min"] * 1000:.0f} ({row[f"ratio_min_{dtype}"]:.2f}x)' if row else ''
+                for row, dtype in ((cells.get(name), dtype) for _, _, dtype, cells in columns)
+            ),
+        ]
+        for name in dict.fromkeys(names)
+    ]
+    versions = found[0]['machine']['versions']
+    rates = ', '.join(f'{name} {value:.0f}' for name, value in found[0]['rates'].items() if 'linear' in name)
+    machine = found[0]['machine']
+    text = (
+        f'{machine["cpu"]} with {", ".join(machine["instructions"])}, {machine["threads"]} threads; its matrix '
+        f'products in GFLOP/s: {rates}. '
+        + ', '.join(
+            f'{name} {versions[name]}'
+            for name in ('torch', 'timm', 'torchvision', 'transformers', 'mmpretrain', 'onnxruntime', 'openvino')
+        )
+        + '.'
+    )
+    return f'{table(["ms", *(f"{SIZES[arch]} {mode} {dtype}" for arch, mode, dtype, _ in columns)], rows)}\n\n{text}'
+
+
+def points(folders: dict[str, dict]) -> list[tuple[str, str, str, float, float, float]]:
+    """(task, method, series, params in M, FLOPs in G, accuracy) of every row with a published accuracy."""
+    found = []
+    for folder, content in folders.items():
+        for model in content['Models']:
+            accuracy, metadata = metrics(model), model['Metadata']
+            if accuracy:
+                family = metadata['Backbone'].split('-')[0].replace('ResNeXt', 'ResNet')
+                series = f'{family}, {metadata["Pretraining"]}' if family != 'ResNet' else 'ResNet, ResNeXt'
+                task, value = (
+                    ('ADE20K, multi-scale mIoU', accuracy['mIoU (ms+flip)'])
+                    if folder == 'upernet'
+                    else ('COCO, box AP', accuracy['box AP'])
+                )
+                found.append(
+                    (
+                        task,
+                        content['Collections'][0]['Name'],
+                        series,
+                        round(metadata['Parameters'] / 1e6, 1),
+                        round(metadata['FLOPs'] / 1e9, 1),
+                        value,
+                    )
+                )
+    return found
+
+
+def digest_of(data: list[tuple]) -> str:
+    """Of what the picture shows: its lines differ between versions of matplotlib."""
+    return hashlib.sha256(json.dumps(data).encode()).hexdigest()
+
+
+def draw(data: list[tuple]) -> None:
+    """Published accuracy over measured FLOPs and parameters."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    styles = {
+        'ConvNeXt, ImageNet-1K': ('#1f5fb4', 'o', '-'),
+        'ConvNeXt, ImageNet-22K': ('#1f5fb4', 's', '--'),
+        'Swin, ImageNet-1K': ('#c4551c', 'o', '-'),
+        'Swin, ImageNet-22K': ('#c4551c', 's', '--'),
+        'ResNet, ResNeXt': ('#666666', '^', ':'),
+    }
+    # Text stays text and ids do not change from run to run.
+    with plt.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'model zoo', 'font.size': 9}):
+        tasks = list(dict.fromkeys(point[0] for point in data))
+        figure, axes = plt.subplots(len(tasks), 2, figsize=(9, 7), sharey='row')
+        for task, row in zip(tasks, axes):
+            for axis, column, label in zip(row, (4, 3), ('FLOPs (G, measured)', 'parameters (M, measured)')):
+                for series, (color, marker, line) in styles.items():
+                    for method in dict.fromkeys(point[1] for point in data if point[0] == task):
+                        chosen = sorted(
+                            point[column : column + 1] + point[5:]
+                            for point in data
+                            if point[:3] == (task, method, series)
+                        )
+                        if chosen:
+                            axis.plot(
+                                *zip(*chosen),
+                                color=color,
+                                marker=marker,
+                                linestyle=line,
+                                markersize=5,
+                                markerfacecolor='white' if method == 'Mask R-CNN' else color,
+                                label=series,
+                            )
+                axis.set_xlabel(label)
+                axis.grid(alpha=0.3)
+            row[0].set_ylabel(f'{task} (published)')
+        axes[0][0].annotate(
+            'hollow: Mask R-CNN\nfilled: Cascade Mask R-CNN', (0.97, 0.05), xycoords='axes fraction', ha='right'
+        )
+        axes[1][0].annotate('UperNet', (0.97, 0.05), xycoords='axes fraction', ha='right')
+        handles = {text: handle for axis in axes.flat for handle, text in zip(*axis.get_legend_handles_labels())}
+        shown = [series for series in styles if series in handles]
+        figure.legend([handles[series] for series in shown], shown, loc='upper center', ncols=3, frameon=False)
+        figure.tight_layout(rect=(0, 0, 1, 0.93))
+        figure.savefig(PICTURE, metadata={'Date': None, 'Description': digest_of(data)})
+        plt.close(figure)
+
+
+def with_tables(readme: str, tables: dict[str, str]) -> str:
+    """``readme`` with each table between its markers."""
+    for name, text in tables.items():
+        marked = re.compile(rf'(<!-- {name}: .*? -->\n).*?(<!-- end of {name} -->)', re.S)
+        if not marked.search(readme):
+            raise UserError(
+                f'README.md has no markers for the table of {name}: put <!-- {name}: ... --> and '
+                f'<!-- end of {name} --> where it belongs'
+            )
+        readme = marked.sub(lambda match, text=text: f'{match[1]}{text}\n{match[2]}', readme)
+    return readme
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split(':')[0])
+    parser.add_argument('--check', action='store_true', help='write nothing; fail where something is not up to date')
+    args = parser.parse_args()
+    with errors_as_sentences():
+        if not PUBLISHED.exists():
+            raise UserError(
+                'tools/dev/model_zoo.py works on a clone of the repository: an installed package has no README'
+            )
+        read = {folder: read_folder(folder) for folder in FOLDERS}
+        folders = {folder: content for folder, (_, content) in read.items()}
+        wanted = {
+            ROOT / 'configs' / folder / 'metafile.yml': comment + yaml.safe_dump(content, sort_keys=False, width=120)
+            for folder, (comment, content) in read.items()
+        }
+        wanted[README] = with_tables(
+            README.read_text(), model_tables(folders) | {'archs': arch_table(), 'performance': performance_table()}
+        )
+        data = points(folders)
+        stale = [path for path, text in wanted.items() if path.read_text() != text]
+        old_picture = not PICTURE.exists() or digest_of(data) not in PICTURE.read_text()
+        names = [str(path.relative_to(ROOT)) for path in stale + [PICTURE] * old_picture]
+        if args.check and names:
+            raise UserError(
+                f'{", ".join(names)}: not up to date with the configs and published figures, run python '
+                'tools/dev/model_zoo.py'
+            )
+        for path in () if args.check else stale:
+            path.write_text(wanted[path])
+        if old_picture:
+            draw(data)
+        print(f'written: {", ".join(names)}' if names else 'everything is up to date', file=sys.stderr)
+
+
+if __name__ == '__main__':
+    main()
