@@ -1,17 +1,85 @@
-""""""
+"""One residual block of ConvNeXt: the plain formula, and the choice between it and the fused one."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
-from convnext_dense.models.cpu_operators import pack
-from convnext_dense.models.fused_block import ResidualBranch, enabled, fold, infer
-from convnext_dense.models.layers import GRN, DropPath
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from convnext_dense.models.fused_block import (
+    BlockOptions,
+    BlockParameters,
+    FoldedParameters,
+    FusedBranch,
+    branch_forward,
+    fold,
+    fold_and_pack,
+)
+from convnext_dense.models.fusion_rule import compute_dtype, is_transformed, parts_are_plain
+from convnext_dense.models.layers import GRN, DropPath, global_response_norm
+
+TensorFunction = Callable[[Tensor], Tensor]
+
+
+def residual_branch(
+    x: Tensor,
+    dwconv: TensorFunction,
+    norm: TensorFunction,
+    pwconv1: TensorFunction,
+    act: TensorFunction,
+    grn: TensorFunction,
+    pwconv2: TensorFunction,
+    gamma: Tensor | None,
+) -> Tensor:
+    """The branch of a block, the reference for every faster formulation (V1 paper, Figure 4; V2 paper, Figure 5).
+
+    Args:
+        x: (N, C, H, W); in channels_last memory no step copies it.
+        dwconv: Depthwise convolution, (N, C, H, W) -> (N, C, H, W).
+        norm: LayerNorm over C.
+        pwconv1: Linear, C -> 4C.
+        act: GELU.
+        grn: Global response normalisation of ConvNeXt V2; the identity in V1.
+        pwconv2: Linear, 4C -> C.
+        gamma: Layer scale (C,), or None.
+
+    Returns:
+        (N, C, H, W).
+    """
+    y = dwconv(x)
+    y = y.permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
+    y = norm(y)
+    y = pwconv1(y)  # (N, H, W, C) -> (N, H, W, 4C)
+    y = act(y)
+    y = grn(y)
+    y = pwconv2(y)  # (N, H, W, 4C) -> (N, H, W, C)
+    if gamma is not None:
+        y = y * gamma
+    return y.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
 
 
 class Block(nn.Module):
-    """One residual block (V1 paper, Figure 4): depthwise 7x7, LayerNorm, Linear, GELU, (GRN), Linear, layer scale."""
+    """One residual block: ``x + drop_path(residual_branch(x))``.
+
+    Where :func:`convnext_dense.models.fusion_rule.compute_dtype` allows it, the block runs as one fused function, which
+    computes the same; otherwise it calls its parts.
+
+    Args:
+        channels: C.
+        drop_path: Rate of stochastic depth.
+        layer_scale_init_value: Initial value of ``gamma``; 0 builds none.
+        use_grn: Build the global response normalisation of ConvNeXt V2.
+        eps: Of LayerNorm.
+        kernel_size: Side of the depthwise kernel, odd.
+        dilation: Of the depthwise kernel.
+        memory: What the fused block saves for the backward pass: ``'default'``, ``'lean'`` or ``'checkpoint'`` (see
+            :mod:`convnext_dense.models.fused_block`). None is ``'default'`` on CPUs and the plain block on GPUs.
+    """
 
     def __init__(
         self,
@@ -22,85 +90,203 @@ class Block(nn.Module):
         eps: float,
         kernel_size: int,
         dilation: int = 1,
-        lean: bool = False,
+        memory: str | None = None,
     ) -> None:
         super().__init__()
-        self.dwconv = nn.Conv2d(
-            channels, channels, kernel_size, padding=dilation * (kernel_size // 2), dilation=dilation, groups=channels
-        )
+        padding = dilation * (kernel_size // 2)
+        self.dwconv = nn.Conv2d(channels, channels, kernel_size, padding=padding, dilation=dilation, groups=channels)
         self.norm = nn.LayerNorm(channels, eps=eps)
         self.pwconv1 = nn.Linear(channels, 4 * channels)
         self.act = nn.GELU()
         self.grn = GRN(4 * channels) if use_grn else nn.Identity()
         self.pwconv2 = nn.Linear(4 * channels, channels)
-        self.gamma = (
-            nn.Parameter(torch.full((channels,), float(layer_scale_init_value))) if layer_scale_init_value > 0 else None
-        )
+        self.gamma: nn.Parameter | None = None
+        if layer_scale_init_value > 0:
+            self.gamma = nn.Parameter(torch.full((channels,), float(layer_scale_init_value)))
         self.drop_path = DropPath(drop_path)
 
-        self.lean = lean
-        self._ready: tuple[tuple, list[Tensor]] | None = None  # what the parameters were, and those for inference
+        self.memory = memory
+        # Folded and packed parameters by the type to compute in; None unless `prepare_for_inference` was called.
+        self._prepared: dict[torch.dtype, FoldedParameters] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) in channels_last memory -> the same."""
-        if isinstance(self.grn, GRN) or not enabled(x.device):
-            return self._eager(x)
-        autocast = torch.is_autocast_enabled(x.device.type)
-        dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
-        if not autocast and dtype != self.pwconv1.weight.dtype:
-            return self._eager(x)  # which says that the types differ
-        (padding, _), (dilation, _) = self.dwconv.padding, self.dwconv.dilation
-        if not torch.is_grad_enabled() and not self.training:
-            return infer(
-                x,
-                self._ready_for_inference(dtype),
-                self.norm.eps,
-                padding,
-                dilation,
-                torch.promote_types(x.dtype, self.norm.weight.dtype),
-            )
-        kept, scale = None, 1.0
-        mask = self.drop_path.draw(x.shape[0])
+        """Apply the block.
+
+        Args:
+            x: (N, C, H, W), best in channels_last memory.
+
+        Returns:
+            (N, C, H, W).
+        """
+        if parts_are_plain(self):
+            params = self.parameters_in_order()
+            dtype = compute_dtype(self, x, params)
+            if dtype is not None:
+                return self.fused(x, dtype, params)
+        if self.memory == 'checkpoint' and torch.is_grad_enabled() and isinstance(x, Tensor) and not is_transformed():
+            return checkpoint(self.plain, x, use_reentrant=False)
+        return self.plain(x)
+
+    def plain(self, x: Tensor) -> Tensor:
+        """Apply the block part by part."""
+        branch = residual_branch(x, self.dwconv, self.norm, self.pwconv1, self.act, self.grn, self.pwconv2, self.gamma)
+        return x + self.drop_path(branch)
+
+    def fused(self, x: Tensor, dtype: torch.dtype, params: BlockParameters) -> Tensor:
+        """Apply the block as one function that computes in ``dtype``; samples that are dropped are not computed."""
+        # As in the plain block under autocast: a layer scale in fp32 lifts the residual sum to fp32.
+        sum_dtype = torch.promote_types(x.dtype, dtype if params.gamma is None else params.gamma.dtype)
+        kept: Tensor | None = None
+        scale = 1.0
+        mask = self.drop_path.draw(len(x))
         if mask is not None:
             scale = 1 / (1 - self.drop_path.rate)
-            kept = None if mask.all() else mask.nonzero().squeeze(1).to(x.device)
-        return ResidualBranch.apply(
-            x, kept, scale, self.lean, self.norm.eps, padding, dilation, dtype, *self._parameters_in_order()
-        )
+            if not mask.all():
+                kept = mask.nonzero().squeeze(1).to(x.device)
+        computed = x if kept is None else x.index_select(0, kept)
+        residual = computed.to(sum_dtype).contiguous(memory_format=torch.channels_last)
+        inside = computed.to(dtype).contiguous(memory_format=torch.channels_last)
 
-    def _eager(self, x: Tensor) -> Tensor:
-        y = self.dwconv(x).permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C), a view in channels_last
-        y = self.pwconv2(self.grn(self.act(self.pwconv1(self.norm(y)))))
-        if self.gamma is not None:
-            y = y * self.gamma
-        return x + self.drop_path(y.permute(0, 3, 1, 2))  # (N, H, W, C) -> (N, C, H, W)
+        options = self._options(scale, dtype)
+        if torch.is_grad_enabled() and _any_requires_grad(x, params):
+            out = FusedBranch.apply(residual, inside, options, plain_branch, *params)
+        elif len(inside):
+            with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+                folded = self._folded(params, options)
+                out, _ = branch_forward(residual, inside, folded, options, save=False)
+        else:
+            out = residual
+        if kept is None:
+            return out
+        return x.to(sum_dtype).index_copy(0, kept, out)
 
-    def _parameters_in_order(self) -> list[Tensor | None]:
-        parts = (self.dwconv, self.norm, self.pwconv1, self.pwconv2)
-        return [*(param for part in parts for param in (part.weight, part.bias)), self.gamma]
+    def parameters_in_order(self) -> BlockParameters:
+        """The parameters as the fused block takes them."""
+        parts = self._modules
+        tensors: list[Tensor | None] = []
+        for name in ('dwconv', 'norm', 'pwconv1', 'grn', 'pwconv2'):
+            weight, bias = ('gamma', 'beta') if name == 'grn' else ('weight', 'bias')
+            tensors.append(_parameter(parts[name], weight))
+            tensors.append(_parameter(parts[name], bias))
+        return BlockParameters(*tensors, _parameter(self, 'gamma'))  # type: ignore[arg-type]
 
-    def _ready_for_inference(self, dtype: torch.dtype) -> list[Tensor]:
-        """The parameters in ``dtype``, gamma folded into the second Linear; made anew whenever one has changed."""
-        params = self._parameters_in_order()
-        now = (dtype, *((p.data_ptr(), None if p.is_inference() else p._version) for p in params if p is not None))
-        if self._ready is None or self._ready[0] != now:
-            *first, weight1, bias1, weight2, bias2, gamma = (None if p is None else p.detach() for p in params)
-            weight2, bias2 = fold(weight2, bias2, gamma, 1.0, dtype)
-            self._ready = (
-                now,
-                [
-                    *(p.to(dtype) for p in first),
-                    pack(weight1.to(dtype)),
-                    bias1.to(dtype),
-                    pack(weight2),
-                    bias2,
-                ],
-            )
-        return self._ready[1]
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, '_ready': None}  # copies and pickles make their own
+    def prepare(self, prepared: bool) -> None:
+        """Promise that the parameters stay as they are until further notice, or take the promise back."""
+        self._prepared = {} if prepared else None
 
     def train(self, mode: bool = True) -> Block:
-        self._ready = None  # EMAHook exchanges values without a trace, but always before eval()
+        if mode:
+            self.prepare(False)
         return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Packed weights can neither be copied nor pickled; a copy may get other parameters.
+        return {**self.__dict__, '_prepared': None}
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Block:
+        self.prepare(False)  # other devices or types
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.prepare(False)
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _options(self, scale: float, dtype: torch.dtype) -> BlockOptions:
+        return BlockOptions(
+            norm_eps=self.norm.eps,
+            grn_eps=getattr(self.grn, 'eps', 0.0),
+            padding=self.dwconv.padding[0],
+            dilation=self.dwconv.dilation[0],
+            scale=scale,
+            dtype=dtype,
+            memory=self.memory or 'default',
+        )
+
+    def _folded(self, params: BlockParameters, options: BlockOptions) -> FoldedParameters:
+        if self._prepared is None or options.scale != 1:
+            return fold(params, options)
+        if options.dtype not in self._prepared:
+            self._prepared[options.dtype] = fold_and_pack(params, options)
+        return self._prepared[options.dtype]
+
+
+def plain_branch(x: Tensor, params: BlockParameters, options: BlockOptions) -> Tensor:
+    """The plain branch with its scale, as a function of parameters: what the fused block differentiates twice.
+
+    Args:
+        x: (N, C, H, W), of the type to compute in.
+        params: In their own types.
+        options: Of the block.
+    """
+    casts = (None if param is None else param.to(options.dtype) for param in params)
+    cast = BlockParameters(*casts)
+
+    def grn(y: Tensor) -> Tensor:
+        if cast.grn_gamma is None or cast.grn_beta is None:
+            return y
+        return global_response_norm(y, cast.grn_gamma, cast.grn_beta, options.grn_eps)
+
+    branch = residual_branch(
+        x,
+        dwconv=partial(
+            F.conv2d,
+            weight=cast.dwconv_weight,
+            bias=cast.dwconv_bias,
+            padding=options.padding,
+            dilation=options.dilation,
+            groups=x.shape[1],
+        ),
+        norm=partial(
+            F.layer_norm,
+            normalized_shape=cast.norm_weight.shape,
+            weight=cast.norm_weight,
+            bias=cast.norm_bias,
+            eps=options.norm_eps,
+        ),
+        pwconv1=partial(F.linear, weight=cast.pwconv1_weight, bias=cast.pwconv1_bias),
+        act=F.gelu,
+        grn=grn,
+        pwconv2=partial(F.linear, weight=cast.pwconv2_weight, bias=cast.pwconv2_bias),
+        gamma=cast.gamma,
+    )
+    return branch * options.scale
+
+
+def prepare_for_inference(model: nn.Module) -> nn.Module:
+    """Promise that the parameters of ``model`` stay as they are, so that its blocks fold and pack them once.
+
+    Without it a block folds its parameters at every call, since code such as a mean teacher changes them in place
+    without a trace. ``model.train()``, loading a state dict and moving the model to another device or type take the
+    promise back; call it again after any other change of a parameter.
+
+    Args:
+        model: Any module with ConvNeXt blocks in it; it is put into ``eval()`` mode.
+
+    Returns:
+        The same module.
+    """
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.prepare(True)
+    return model
+
+
+def undo_prepare_for_inference(model: nn.Module) -> nn.Module:
+    """Take back the promise of :func:`prepare_for_inference`; the model stays in its mode."""
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.prepare(False)
+    return model
+
+
+def _parameter(module: nn.Module, name: str) -> Tensor | None:
+    """A parameter of a module; FSDP stores a tensor of the same name outside the dict of parameters."""
+    attributes = module.__dict__
+    if name in attributes:
+        return attributes[name]
+    return attributes['_parameters'].get(name)
+
+
+def _any_requires_grad(x: Tensor, params: BlockParameters) -> bool:
+    return x.requires_grad or any(param is not None and param.requires_grad for param in params)

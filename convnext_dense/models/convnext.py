@@ -13,11 +13,11 @@ from collections.abc import Sequence
 import torch
 from mmengine.model import BaseModule, PretrainedInit
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from convnext_dense.archs import NUM_STAGES, resolve_arch, resolve_out_indices
 from convnext_dense.errors import UserError
 from convnext_dense.models.block import Block
+from convnext_dense.models.fusion_rule import is_transformed
 from convnext_dense.models.layers import DilatedDownsample, LayerNorm2d
 from convnext_dense.weights.dialects import DEFAULT_KERNEL_SIZE, WRAPPED_MODULES
 from convnext_dense.weights.fit import fit_state_dict
@@ -45,9 +45,10 @@ class ConvNeXt(BaseModule):
         frozen_stages: Freeze the first n stages, each with the downsampling before it (stage 1: the stem). 0 and -1
             freeze nothing. Output norms are new to ImageNet weights and always train.
         with_cp: As ``memory='checkpoint'``.
-        memory: What training keeps of each block for the backward pass. ``'default'``: 6 values a token and channel,
-            12 bytes in bf16 (V2 blocks: what plain autograd keeps); ``'lean'``: 2 values, and computes the first Linear
-            again; ``'checkpoint'``: the input, and computes the whole block again.
+        memory: What a block saves for the backward pass. ``'default'``: 6 values per token and channel (12 bytes in
+            bf16); ``'lean'``: 2 values, and computes the first Linear again; ``'checkpoint'``: its input, and computes
+            the whole block again. None is ``'default'`` on CPUs; on GPUs, where the fused block has not been measured
+            yet, it is plain autograd.
         stem_patch_size: Kernel and stride of the stem.
         output_stride: Largest stride of the features: 8, 16 or 32, which None is too (4 is possible, and slow). Stages
             that would be coarser keep their size and dilate their kernels instead, as in DeepLab (arXiv 1706.05587,
@@ -81,7 +82,7 @@ class ConvNeXt(BaseModule):
         use_grn: bool = False,
         frozen_stages: int = 0,
         with_cp: bool = False,
-        memory: str = 'default',
+        memory: str | None = None,
         stem_patch_size: int = 4,
         output_stride: int | None = None,
         kernel_size: int = DEFAULT_KERNEL_SIZE,
@@ -109,12 +110,10 @@ class ConvNeXt(BaseModule):
                 f'ConvNeXt cannot freeze frozen_stages={frozen_stages}: with out_indices='
                 f'{self.out_indices} it has {num_built} stages, use -1 to {num_built}'
             )
-        if memory not in MEMORY_MODES:
+        if memory is not None and memory not in MEMORY_MODES:
             raise UserError(f'ConvNeXt has no memory={memory!r}: use one of {", ".join(map(repr, MEMORY_MODES))}')
-        if with_cp and memory == 'lean' or use_grn and memory == 'lean':
-            raise UserError(
-                "memory='lean' goes neither with with_cp=True nor with use_grn=True: use memory='checkpoint' alone"
-            )
+        if with_cp and memory not in (None, 'checkpoint'):
+            raise UserError(f"with_cp=True is memory='checkpoint', found memory={memory!r} too: give one of them")
         if gap_before_final_norm:
             raise UserError(
                 'gap_before_final_norm=True makes a pooled vector for classification, a dense predictor '
@@ -143,39 +142,33 @@ class ConvNeXt(BaseModule):
         self.strides = tuple(min(stride, output_stride or stride) for stride in strides)
         self.kernel_size = kernel_size
         self.frozen_stages = frozen_stages
-        self.with_cp = with_cp or memory == 'checkpoint'
         # Below this side, the last stage that is built would be empty.
         self.min_size = self.strides[num_built - 1]
 
         self.downsample_layers = nn.ModuleList()
         self.stages = nn.ModuleList()
-        rates = torch.linspace(0, drop_path_rate, sum(self.depths), device='cpu').tolist()
+        drop_path_rates = _linear_rates(drop_path_rate, sum(self.depths))
         for i in range(num_built):
-            width, blocks = self.channels[i], self.depths[i]
             dilation = strides[i] // self.strides[i]
             if i == 0:
-                downsample = nn.Sequential(
-                    nn.Conv2d(in_channels, width, stem_patch_size, stem_patch_size), LayerNorm2d(width, eps=eps)
-                )
+                downsample = self._stem(in_channels, stem_patch_size, eps)
             else:
-                conv = (
-                    nn.Conv2d(self.channels[i - 1], width, 2, 2)
-                    if dilation == 1
-                    else DilatedDownsample(self.channels[i - 1], width, dilation // 2)
-                )
-                downsample = nn.Sequential(LayerNorm2d(self.channels[i - 1], eps=eps), conv)
+                downsample = self._downsample(i, dilation, eps)
             self.downsample_layers.append(downsample)
-            first = sum(self.depths[:i])
-            self.stages.append(
-                nn.Sequential(
-                    *(
-                        Block(
-                            width, rate, layer_scale_init_value, use_grn, eps, kernel_size, dilation, memory == 'lean'
-                        )
-                        for rate in rates[first : first + blocks]
-                    )
+            blocks = []
+            for _ in range(self.depths[i]):
+                block = Block(
+                    self.channels[i],
+                    drop_path_rates.pop(0),
+                    layer_scale_init_value,
+                    use_grn,
+                    eps,
+                    kernel_size,
+                    dilation,
+                    'checkpoint' if with_cp else memory,
                 )
-            )
+                blocks.append(block)
+            self.stages.append(nn.Sequential(*blocks))
         for i in self.out_indices:
             self.add_module(f'norm{i}', LayerNorm2d(self.channels[i], eps=eps))
 
@@ -185,6 +178,16 @@ class ConvNeXt(BaseModule):
                 nn.init.zeros_(module.bias)
         # Before any wrapper (DDP) counts the parameters to train.
         self._freeze_stages()
+
+    def _stem(self, in_channels: int, patch_size: int, eps: float) -> nn.Sequential:
+        conv = nn.Conv2d(in_channels, self.channels[0], patch_size, patch_size)
+        return nn.Sequential(conv, LayerNorm2d(self.channels[0], eps=eps))
+
+    def _downsample(self, stage: int, dilation: int, eps: float) -> nn.Sequential:
+        """LayerNorm and the 2x2 convolution before a stage; ``dilation`` is that of the stage's blocks."""
+        before, width = self.channels[stage - 1], self.channels[stage]
+        conv = nn.Conv2d(before, width, 2, 2) if dilation == 1 else DilatedDownsample(before, width, dilation // 2)
+        return nn.Sequential(LayerNorm2d(before, eps=eps), conv)
 
     @property
     def num_layers(self) -> int:
@@ -234,23 +237,20 @@ class ConvNeXt(BaseModule):
         Raises:
             UserError: The image is too small for the last stage.
         """
-        if min(x.shape[-2:]) < self.min_size:
+        # torch.fx passes a proxy, whose size is known only when the graph runs.
+        if isinstance(x, Tensor) and min(x.shape[-2:]) < self.min_size:
             raise UserError(
                 f'ConvNeXt got an image of {x.shape[-2]}x{x.shape[-1]}, it needs at least '
                 f'{self.min_size}x{self.min_size}: enlarge the image in the pipeline (Resize) or pad it '
                 '(pad_size_divisor of the data_preprocessor)'
             )
-        x = x.contiguous(memory_format=torch.channels_last)
+        if not is_transformed():
+            x = x.contiguous(memory_format=torch.channels_last)
         outputs = []
         for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages)):
-            x = downsample(x)
-            for block in stage:
-                if self.with_cp and torch.is_grad_enabled():
-                    x = checkpoint(block, x, use_reentrant=False)
-                else:
-                    x = block(x)
+            x = stage(downsample(x))
             if i in self.out_indices:
-                # mmcv's RoIAlign reads memory as NCHW and would take channels_last for garbage.
+                # mmcv's RoIAlign assumes contiguous NCHW and silently returns wrong values for any other layout.
                 outputs.append(getattr(self, f'norm{i}')(x).contiguous())
         return tuple(outputs)
 
@@ -323,3 +323,10 @@ class ConvNeXt(BaseModule):
                 f'{sorted(found - wanted)[:3]}: sharded models load other layouts through '
                 "custom_hooks=[dict(type='ConvNeXtLoadHook')] only"
             )
+
+
+def _linear_rates(last: float, count: int) -> list[float]:
+    """``count`` rates of stochastic depth from 0 to ``last``; as torch.linspace, without a tensor."""
+    if count == 1:
+        return [0.0]
+    return [last * i / (count - 1) for i in range(count)]

@@ -10,15 +10,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SLICE = 3  # oneDNN's fast depthwise kernels take widths up to 3
-
-# Bytes of the hidden layer to compute at once on CPUs, in parts that are kept for the backward pass, where each costs a
-# sum of weights, and in others.
-CHUNK_TO_KEEP, CHUNK = 8 * 2**20, 4 * 2**20
+# oneDNN's fast depthwise kernels take widths up to 3.
+SLICE = 3
+# Bytes of the hidden layer to compute at once on CPUs: in parts that are kept for the backward pass, and in others.
+CHUNK_TO_KEEP = 8 * 2**20
+CHUNK = 4 * 2**20
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
-    """(..., I), (O, I) or what :func:`pack` made of it, (O,) -> (..., O), with GELU behind it if asked for."""
+    """Apply a Linear by the fastest library call, and GELU after it if asked for.
+
+    Args:
+        x: (..., I).
+        weight: (O, I), or what :func:`pack` returned for it.
+        bias: (O,).
+        gelu: Apply the exact GELU to the result.
+
+    Returns:
+        (..., O).
+    """
     if weight.is_mkldnn or _onednn_is_faster('linear', x.device.type, x.dtype, torch.get_num_threads()):
         return _onednn_linear(x, weight, bias, 'gelu' if gelu else 'none')
     y = F.linear(x, weight, bias)
@@ -26,9 +36,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = F
 
 
 def linear_weight_grad(x: Tensor, grad: Tensor) -> Tensor:
-    """(T, I), (T, O) -> (O, I)."""
+    """Return the gradient (O, I) of a Linear's weight, from its input (T, I) and its output's gradient (T, O)."""
     if _onednn_is_faster('weight gradient', x.device.type, x.dtype, torch.get_num_threads()):
-        # It copies its first factor to have it transposed, autograd copies a transposed result.
+        # oneDNN copies its first factor to transpose it; autograd copies a transposed result. Take the smaller copy.
         if x.numel() + x.shape[1] * grad.shape[1] < grad.numel():
             return _onednn_linear(x.t(), grad.t(), None).t()
         return _onednn_linear(grad.t(), x.t(), None)
@@ -36,7 +46,7 @@ def linear_weight_grad(x: Tensor, grad: Tensor) -> Tensor:
 
 
 def pack(weight: Tensor) -> Tensor:
-    """The weight (O, I) of a :func:`linear` that is called often, in the order that oneDNN wants, if it is used."""
+    """Reorder the weight (O, I) of a :func:`linear` that is called often as oneDNN wants it, where oneDNN is used."""
     if _onednn_is_faster('linear', weight.device.type, weight.dtype, torch.get_num_threads()):
         tokens = CHUNK // (max(weight.shape) * weight.dtype.itemsize)
         return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), tokens)
@@ -49,7 +59,10 @@ def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: s
 
 @functools.cache
 def _onednn_is_faster(operation: str, device: str, dtype: torch.dtype, threads: int) -> bool:
-    """Measured once a process, in some 100 ms: BLAS libraries differ by a factor of two between processors."""
+    """Measure, once per process and setting, whether oneDNN beats PyTorch's default BLAS on this processor.
+
+    It takes about 100 ms. BLAS libraries differ by a factor of two between processors.
+    """
     if (
         device != 'cpu'
         or dtype not in (torch.float32, torch.bfloat16)
@@ -79,14 +92,22 @@ def _onednn_is_faster(operation: str, device: str, dtype: torch.dtype, threads: 
     return onednn < stock
 
 
-def _chunks(tokens: int, like: Tensor, size: int) -> list[slice]:
-    """Tokens to take through the hidden layer at once, in ``size`` bytes; ``like`` has a quarter of its channels.
+def token_parts(tokens: int, like: Tensor, keep: bool) -> list[slice]:
+    """Split a number of tokens into the parts to take through the hidden layer of a block at once.
 
-    On CPUs few enough for the cache, where memory is slow, and for malloc to give the same memory again: fresh memory
-    costs a page fault each 4 KiB.
+    On CPUs a part of the hidden layer fits the cache, where memory is slow, and is small enough for malloc to return
+    the same memory again: fresh memory costs a page fault per 4 KiB. On other devices there is one part.
+
+    Args:
+        tokens: Number of tokens.
+        like: (tokens, C), of the type to compute in; the hidden layer has 4 * C channels.
+        keep: Whether the parts are kept for the backward pass, where each part costs one sum of weight gradients.
     """
-    step = max(size // (4 * like.shape[-1] * like.dtype.itemsize), 1) if like.device.type == 'cpu' else tokens
-    return [slice(start, start + step) for start in range(0, tokens, step)]
+    if like.device.type != 'cpu':
+        return [slice(0, tokens)]
+    size = CHUNK_TO_KEEP if keep else CHUNK
+    step = max(size // (4 * like.shape[-1] * like.dtype.itemsize), 1)
+    return [slice(start, min(start + step, tokens)) for start in range(0, tokens, step)]
 
 
 def depthwise_weight_grad(

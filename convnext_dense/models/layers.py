@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class GRN(nn.Module):
-    """Global response normalisation of a (N, H, W, C) tensor (ConvNeXt V2, section 3.2, equations 1 to 3)."""
+    """Global response normalisation of a (N, H, W, C) tensor (ConvNeXt V2, section 3.2)."""
 
     def __init__(self, channels: int, eps: float = 1e-6) -> None:
         super().__init__()
@@ -25,31 +26,61 @@ class GRN(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        # The sum of squares over a whole image overflows in half precision.
-        energy = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=torch.float32)
-        response = energy / (energy.mean(dim=-1, keepdim=True) + self.eps)
-        return torch.addcmul(self.beta, x, self.gamma * response.to(x.dtype)) + x
+        return global_response_norm(x, self.gamma, self.beta, self.eps)
+
+
+def global_response_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
+    """Scale each channel of each image by its energy relative to the other channels (equations 1 to 3).
+
+    Args:
+        x: (N, H, W, C).
+        gamma: (C,), weight of the normalised response.
+        beta: (C,), bias.
+        eps: Added to the mean energy of an image.
+
+    Returns:
+        (N, H, W, C).
+    """
+    # The sum of squares over a whole image overflows in half precision.
+    energy_dtype = torch.promote_types(x.dtype, torch.float32)
+    energy = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=energy_dtype)
+    response = energy / (energy.mean(dim=-1, keepdim=True) + eps)
+    return torch.addcmul(beta, x, gamma * response.to(x.dtype)) + x
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training, drops whole samples of a residual branch and scales up the kept ones."""
+    """Stochastic depth: in training, drop whole samples of a residual branch and scale up the kept ones."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
     def draw(self, samples: int) -> Tensor | None:
-        """Which samples to keep, as 1 and 0 on the CPU, or None for all."""
+        """Draw which samples to keep, as 1 and 0 on the CPU; None keeps all."""
         if not self.training or self.rate == 0:
             return None
-        return torch.empty(samples).bernoulli_(1 - self.rate)
+        return draw_kept_samples(samples, self.rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        mask = self.draw(x.shape[0])
-        return x if mask is None else x * (mask.to(x) / (1 - self.rate)).view(-1, *(1,) * (x.ndim - 1))
+        kept = self.draw(x.shape[0])
+        return x if kept is None else scale_kept_samples(x, kept, self.rate)
 
     def extra_repr(self) -> str:
         return f'rate={self.rate:.3f}'
+
+
+# torch.fx records these two as one call each: the number of samples is known only when the graph runs.
+@torch.fx.wrap
+def draw_kept_samples(samples: int, rate: float) -> Tensor:
+    """Return (samples,) of 1 and 0 on the CPU: each sample is kept with probability ``1 - rate``."""
+    return torch.empty(samples, device='cpu').bernoulli_(1 - rate)
+
+
+@torch.fx.wrap
+def scale_kept_samples(x: Tensor, kept: Tensor, rate: float) -> Tensor:
+    """Set the samples of ``x`` (N, ...) to zero where ``kept`` (N,) is 0, and scale up the others."""
+    factors = kept.to(x) / (1 - rate)
+    return x * factors.view(-1, *(1,) * (x.ndim - 1))
 
 
 class DilatedDownsample(nn.Conv2d):
