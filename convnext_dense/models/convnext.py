@@ -60,7 +60,7 @@ class ConvNeXt(BaseModule):
         gap_before_final_norm: Must be False: a pooled vector is no feature map.
         pretrained: A weight file, short for ``init_cfg=dict(type='Pretrained', checkpoint=...)``: a path, URL,
             ``hf-hub:org/name``, ``timm:name`` or the short name of an official file, in any format of the README.
-        init_cfg: mmengine's initialisation config. Without it: truncated normal of 0.02 for every convolution and
+        init_cfg: mmengine's initialisation config. Without it: a normal of 0.02 for every convolution and
             Linear, zero biases (official).
 
     Attributes:
@@ -174,7 +174,8 @@ class ConvNeXt(BaseModule):
 
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                # Officially truncated at -2 and 2, a hundred deviations away, where nothing is left to cut off.
+                nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
         # Before any wrapper (DDP) counts the parameters to train.
         self._freeze_stages()
