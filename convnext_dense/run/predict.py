@@ -73,7 +73,9 @@ def predict(
     fit_to_machine(cfg, 'none')
     model, run_on_image = _load(cfg, checkpoint)
     out.mkdir(parents=True, exist_ok=True)
-    writer = _DetectionWriter(model, out, score_thr) if toolkit == 'mmdet' else _LabelMapWriter(out)
+    writer = (
+        _DetectionWriter(model.dataset_meta['classes'], out, score_thr) if toolkit == 'mmdet' else _LabelMapWriter(out)
+    )
     picture_writer = _PictureWriter(cfg, model, out / 'pictures', writer.drawing_options)
     unreadable = []
     for name, path in progress(list(files.items())):
@@ -133,7 +135,7 @@ def read_image(path: Path) -> np.ndarray | None:
     return cv2.imdecode(encoded, cv2.IMREAD_COLOR) if encoded.size else None
 
 
-def _load(cfg: Config, checkpoint: str) -> tuple[nn.Module, Callable[[nn.Module, np.ndarray], Any]]:
+def _load(cfg: Config, checkpoint: str) -> tuple[Any, Callable[[nn.Module, np.ndarray], Any]]:
     """Return the trained model and the function of its toolkit that runs it on one image."""
     apis = importlib.import_module(f'{cfg.default_scope}.apis')
     build, run_on_image = (getattr(apis, name) for name in INFERENCE[cfg.default_scope])
@@ -178,9 +180,9 @@ class _LabelMapWriter:
 class _DetectionWriter:
     """Collect detections and write them as one COCO file."""
 
-    def __init__(self, model: nn.Module, out: Path, score_thr: float) -> None:
+    def __init__(self, classes: Sequence[str], out: Path, score_thr: float) -> None:
         self.path = out / 'predictions.json'
-        self.classes: Sequence[str] = model.dataset_meta['classes']
+        self.classes = classes
         self.score_thr = score_thr
         self.drawing_options = dict(pred_score_thr=score_thr)
         self.images: list[dict] = []
@@ -190,7 +192,7 @@ class _DetectionWriter:
         height, width = image.shape[:2]
         self.images.append(dict(id=len(self.images) + 1, file_name=name, height=height, width=width))
         instances = sample.pred_instances.cpu().numpy()
-        for index in np.flatnonzero(instances.scores >= self.score_thr):
+        for index in np.flatnonzero(instances.scores >= self.score_thr).tolist():
             ids = dict(id=len(self.annotations) + 1, image_id=len(self.images))
             self.annotations.append(ids | coco_annotation(instances, index))
 
