@@ -181,7 +181,8 @@ class ConvNeXt(BaseModule):
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 # Officially truncated at -2 and 2, a hundred deviations away, where nothing is left to cut off.
                 nn.init.normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         # Before any wrapper (DDP) counts the parameters to train.
         self._freeze_stages()
 
@@ -280,16 +281,19 @@ class ConvNeXt(BaseModule):
         Raises:
             UserError: The file cannot be had or does not fit.
         """
-        configs = [self.init_cfg] if isinstance(self.init_cfg, dict) else list(self.init_cfg or ())
+        whole: Any = self.init_cfg
+        again = self.is_init
+        configs = [whole] if isinstance(whole, dict) else list(whole or ())
         pretrained = [cfg for cfg in configs if cfg['type'] in ('Pretrained', PretrainedInit)]
-        whole, again = self.init_cfg, self.is_init
         # mmengine's own Pretrained knows neither our sources nor safe reading in every version of it.
-        self.init_cfg = [cfg for cfg in configs if cfg not in pretrained]
+        self.init_cfg: Any = [cfg for cfg in configs if cfg not in pretrained]
         try:
             super().init_weights()
         finally:
             self.init_cfg = whole
-        for cfg in () if again else pretrained:
+        if again:
+            return
+        for cfg in pretrained:
             self._load_pretrained(cfg['checkpoint'], cfg.get('prefix'))
 
     def _load_pretrained(self, source: str, prefix: str | None) -> None:
