@@ -180,7 +180,7 @@ def _outline(ink: np.ndarray) -> np.ndarray:
 
 def polygons_of(mask: np.ndarray) -> list[list[float]]:
     """Return COCO polygons of a boolean mask (H, W) without holes: x0, y0, x1, y1, ... in pixels, from its corner."""
-    enlarged = np.kron(mask.astype(np.uint8), np.ones((CONTOUR_SCALE, CONTOUR_SCALE), np.uint8))
+    enlarged = mask.astype(np.uint8).repeat(CONTOUR_SCALE, axis=0).repeat(CONTOUR_SCALE, axis=1)
     contours, _ = cv2.findContours(enlarged, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     polygons = []
     for contour in contours:  # (N, 1, 2)
