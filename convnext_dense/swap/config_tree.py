@@ -88,3 +88,8 @@ def types_of_package(config: Any, package: str) -> set[str]:
 def custom_imports(cfg: Config) -> list[str]:
     """Return the modules that a config imports."""
     return as_list((cfg.get('custom_imports') or {}).get('imports', []))
+
+
+def arguments_of(config: ConfigDict) -> dict[str, Any]:
+    """Return the arguments of the class that a config builds."""
+    return {key: value for key, value in config.items() if key not in ('type', '_scope_')}

@@ -9,8 +9,9 @@ from mmengine.config import Config, ConfigDict
 
 from convnext_dense.archs import ARCHS
 from convnext_dense.errors import UserError
+from convnext_dense.swap.backbone import SwapRequest
 from convnext_dense.swap.config_tree import Change, as_list
-from convnext_dense.swap.plan import SitePlan, SwapRequest
+from convnext_dense.swap.plan import SitePlan
 from convnext_dense.swap.recipe import FALLBACK_ARCH, Recipe, read_recipe
 
 CONSTRUCTOR = 'ConvNeXtLayerDecayConstructor'

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from mmengine.config import Config, ConfigDict
 
+from convnext_dense.swap.backbone import STAGE_STRIDES, is_pretrained
 from convnext_dense.swap.config_tree import (
     REMOVED,
     Change,
@@ -15,7 +16,7 @@ from convnext_dense.swap.config_tree import (
     nested_dicts,
     types_of_package,
 )
-from convnext_dense.swap.plan import STAGE_STRIDES, SitePlan, is_pretrained
+from convnext_dense.swap.plan import SitePlan
 from convnext_dense.swap.probe import CLASSIFIERS
 
 # Of ImageNet in RGB, with which ConvNeXt's weights were trained.

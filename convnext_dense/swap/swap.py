@@ -10,11 +10,12 @@ from mmengine.registry import DefaultScope
 
 from convnext_dense.archs import resolve_arch
 from convnext_dense.errors import UserError
+from convnext_dense.swap.backbone import SwapRequest
 from convnext_dense.swap.config_tree import Change, with_changes
 from convnext_dense.swap.files import read_config
 from convnext_dense.swap.formatting import error_summary
 from convnext_dense.swap.optimizer import optimizer_changes
-from convnext_dense.swap.plan import SwapRequest, plan_site
+from convnext_dense.swap.plan import plan_site
 from convnext_dense.swap.probe import import_models, parameter_names
 from convnext_dense.swap.settings import import_changes, old_weights_changes, preprocessing_changes
 from convnext_dense.swap.sites import find_sites
