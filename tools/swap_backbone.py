@@ -34,12 +34,14 @@ def main() -> None:
     args = parser.parse_args()
 
     from convnext_dense.run.options import errors_as_sentences
-    from convnext_dense.swap.swap import Swap
+    from convnext_dense.swap.diff import differences, table
+    from convnext_dense.swap.files import write_config
+    from convnext_dense.swap.swap import swap_config
 
     with errors_as_sentences():
-        swap = Swap(args.config, args.arch, args.weights, args.recipe)
-        swap.write(args.out)
-        print(swap.changes())
+        swapped = swap_config(args.config, args.arch, args.weights, args.recipe)
+        write_config(swapped.source, swapped.before, swapped.after, args.out)
+        print(table(differences(swapped.before.to_dict(), swapped.after.to_dict()), swapped.notes))
         print(f'\nwritten to {args.out}')
 
 
