@@ -324,9 +324,12 @@ class ConvNeXtRoadmap(StagedBackbone):
             for part in ('weight', 'bias')
             if not {f'norm{i}.weight', f'norm{i}.bias'} & set(given)
         )
-        left_out = ('norm.', 'head.') + tuple(f'norm{i}.' for i in range(NUM_STAGES) if i not in self.out_indices)
+        left_out = ['norm.', 'head.']  # the classifier, and what out_indices leaves out
+        left_out += [f'norm{i}.' for i in range(NUM_STAGES) if i not in self.out_indices]
+        for i in range(self.num_built, NUM_STAGES):
+            left_out += [f'downsample_layers.{i}.', f'stages.{i}.']
         missing = [name for name in own if name not in given and not name.endswith(optional)]
-        unknown = [name for name in given if name not in own and not name.startswith(left_out)]
+        unknown = [name for name in given if name not in own and not name.startswith(tuple(left_out))]
         differing = [name for name in own if name in given and given[name].shape != own[name].shape]
         if missing or unknown or differing:
             raise UserError(
