@@ -138,14 +138,8 @@ class Block(nn.Module):
         """Apply the block as one function that computes in ``dtype``; samples that are dropped are not computed."""
         # As in the plain block under autocast: a layer scale in fp32 lifts the residual sum to fp32.
         sum_dtype = torch.promote_types(x.dtype, dtype if params.gamma is None else params.gamma.dtype)
-        kept: Tensor | None = None
-        scale = 1.0
-        mask = self.drop_path.draw(len(x))
-        if mask is not None:
-            scale = 1 / (1 - self.drop_path.rate)
-            if not mask.all():
-                kept = mask.nonzero().squeeze(1).to(x.device)
-        computed = x if kept is None else x.index_select(0, kept)
+        kept, scale = self._kept_samples(x)
+        computed = x if kept is None else _take_samples(x, kept)
         residual = computed.to(sum_dtype).contiguous(memory_format=torch.channels_last)
         inside = computed.to(dtype).contiguous(memory_format=torch.channels_last)
 
@@ -160,7 +154,7 @@ class Block(nn.Module):
             out = residual
         if kept is None:
             return out
-        return x.to(sum_dtype).index_copy(0, kept, out)
+        return _put_samples(x.to(sum_dtype), kept, out)
 
     def parameters_in_order(self) -> BlockParameters:
         """The parameters as the fused block takes them."""
@@ -192,6 +186,14 @@ class Block(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self.prepare(False)
         super()._load_from_state_dict(*args, **kwargs)
+
+    def _kept_samples(self, x: Tensor) -> tuple[Tensor | None, float]:
+        """Draw the numbers of the samples that stochastic depth keeps (None: all), and the factor of their branch."""
+        mask = self.drop_path.draw(len(x))
+        if mask is None:
+            return None, 1.0
+        kept = None if mask.all() else mask.nonzero().squeeze(1).to(x.device)
+        return kept, 1 / (1 - self.drop_path.rate)
 
     def _options(self, scale: float, dtype: torch.dtype) -> BlockOptions:
         return BlockOptions(
@@ -293,6 +295,16 @@ def resolve_memory(owner: str, memory: str | None, with_cp: bool) -> str | None:
     if with_cp and memory not in (None, 'checkpoint'):
         raise UserError(f"with_cp=True is memory='checkpoint', found memory={memory!r} too: give one of them")
     return 'checkpoint' if with_cp else memory
+
+
+def _take_samples(x: Tensor, kept: Tensor) -> Tensor:
+    """The samples ``kept`` of ``x`` (N, C, H, W), in channels_last memory, which indexing an NCHW tensor would lose."""
+    return x.permute(0, 2, 3, 1).index_select(0, kept).permute(0, 3, 1, 2)
+
+
+def _put_samples(x: Tensor, kept: Tensor, samples: Tensor) -> Tensor:
+    """A copy of ``x`` (N, C, H, W) with ``samples`` at the places ``kept``, in channels_last memory."""
+    return x.permute(0, 2, 3, 1).index_copy(0, kept, samples.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def _parameter(module: nn.Module, name: str) -> Tensor | None:

@@ -8,18 +8,20 @@ the V2 weights under CC BY-NC 4.0. Parameter names are the official ones, so tha
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import PretrainedInit
-from torch import nn
+from torch import Tensor, nn
 
-from convnext_dense.archs import NUM_STAGES, resolve_arch
+from convnext_dense.archs import DEFAULT_KERNEL_SIZE, NUM_STAGES, resolve_arch
 from convnext_dense.errors import UserError
 from convnext_dense.models.block import Block, resolve_memory
 from convnext_dense.models.layers import DilatedDownsample, LayerNorm2d
 from convnext_dense.models.staged import StagedBackbone, linear_rates
-from convnext_dense.weights.dialects import DEFAULT_KERNEL_SIZE, WRAPPED_MODULES
-from convnext_dense.weights.fit import fit_state_dict
+from convnext_dense.weights.dialects import WRAPPED_MODULES
+from convnext_dense.weights.fit import Wanted, fit
 from convnext_dense.weights.sources import licence_of, read
 
 
@@ -62,6 +64,7 @@ class ConvNeXt(StagedBackbone):
             Linear, zero biases (official).
 
     Attributes:
+        weights_were_fitted: Set by whoever has fitted the state dict that this module loads next.
         depths, channels: Of all four stages of the arch, also of those that are not built.
         out_indices: The stages in the output, resolved to 0 to 3.
         strides: Of all four stages, in pixels.
@@ -69,6 +72,8 @@ class ConvNeXt(StagedBackbone):
     Raises:
         UserError: An argument cannot be used, or weights do not fit.
     """
+
+    weights_were_fitted = False
 
     def __init__(
         self,
@@ -202,30 +207,59 @@ class ConvNeXt(StagedBackbone):
                 '--cfg-options model.backbone.init_cfg=None'
             ) from error
         try:
-            state = fit_state_dict(self, checkpoint, prefix, licence_of(source))
+            fitted = fit(self.wanted_weights(), checkpoint, prefix)
         except UserError as error:
             raise UserError(f'{source}: {error}') from error
+        licence = licence_of(source)
+        print_log(fitted.summary + (f'; {licence}' if licence else ''), logger='current')
         with torch.no_grad():
             for name, param in self.named_parameters():
-                param.copy_(state[name])
+                if name in fitted.tensors:
+                    param.copy_(fitted.tensors[name])
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
-        # Called by every way of loading: load_state_dict, init_cfg, a checkpoint of the model around this one. Of a
-        # model under FSDP only shards are here: ConvNeXtLoadHook has fitted the file.
-        if any('_fsdp_wrapped_module' in name for name, _ in self.named_parameters()):
-            self._check_names({key[len(prefix) :] for key in state_dict if key.startswith(prefix)}, prefix)
-            super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-            return
-        own = {key[len(prefix) :]: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
-        fitted = fit_state_dict(self, own, place=prefix)
-        state_dict.update({prefix + key: value for key, value in fitted.items()})
+    def wanted_weights(self, place: str = '') -> Wanted:
+        """Describe what this module wants from a file; of a sharded model inside ``whole_parameters``.
+
+        Args:
+            place: Where it is in the model around it, such as ``backbone.``, for messages.
+        """
+        shapes = {WRAPPED_MODULES.sub('', name): tuple(param.shape) for name, param in self.named_parameters()}
+        dtype = next(self.parameters()).dtype
+        return Wanted(shapes, dtype, self.depths, self.channels, self.kernel_size, self.out_indices, place)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any) -> None:
+        # Every way of loading calls this. What ConvNeXtLoadHook has fitted goes straight on.
+        were_fitted, self.weights_were_fitted = self.weights_were_fitted, False
+        own = {name: value for name, value in state_dict.items() if name.startswith(prefix)}
+        found = {name[len(prefix) :]: value for name, value in own.items()}
+        if self._is_sharded():
+            self._check_names_of_shards(found, prefix)
+        elif not (were_fitted and self._has_our_names_and_shapes(found)):
+            fitted = fit(self.wanted_weights(prefix), found)
+            print_log(fitted.summary, logger='current')
+            for name in own:
+                del state_dict[name]
+            for name, param in self.named_parameters():
+                state_dict[prefix + name] = fitted.tensors.get(WRAPPED_MODULES.sub('', name), param.detach())
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def _check_names(self, found: set[str], place: str) -> None:
+    def _has_our_names_and_shapes(self, found: dict[str, Tensor]) -> bool:
+        params = dict(self.named_parameters())
+        return found.keys() == params.keys() and all(found[name].shape == params[name].shape for name in params)
+
+    def _is_sharded(self) -> bool:
+        return any('_fsdp_wrapped_module' in name for name, _ in self.named_parameters())
+
+    def _check_names_of_shards(self, found: dict[str, Tensor], place: str) -> None:
+        """Refuse a state dict of other names than ours; the shapes of shards say nothing.
+
+        Raises:
+            UserError: The names are others.
+        """
         wanted = {WRAPPED_MODULES.sub('', name) for name, _ in self.named_parameters()}
-        if found != wanted:
+        if found.keys() != wanted:
             raise UserError(
-                f'the sharded ConvNeXt at {place!r} lacks {sorted(wanted - found)[:3]} and does not know '
-                f'{sorted(found - wanted)[:3]}: sharded models load other layouts through '
+                f'the sharded ConvNeXt at {place!r} lacks {sorted(wanted - found.keys())[:3]} and does not know '
+                f'{sorted(found.keys() - wanted)[:3]}: sharded models load other layouts through '
                 "custom_hooks=[dict(type='ConvNeXtLoadHook')] only"
             )

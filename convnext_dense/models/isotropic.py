@@ -9,13 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from convnext_dense.archs import resolve_isotropic_arch
+from convnext_dense.archs import DEFAULT_KERNEL_SIZE, resolve_isotropic_arch
 from convnext_dense.errors import UserError
 from convnext_dense.models.block import Block, resolve_memory
 from convnext_dense.models.fusion_rule import is_transformed
 from convnext_dense.models.layers import LayerNorm2d
 from convnext_dense.models.staged import LayeredModule, check_drop_path_rate, image_too_small, linear_rates
-from convnext_dense.weights.dialects import DEFAULT_KERNEL_SIZE
 
 PATCH_SIZE = 16
 EPS = 1e-6
