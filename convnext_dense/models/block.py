@@ -158,13 +158,13 @@ class Block(nn.Module):
 
     def parameters_in_order(self) -> BlockParameters:
         """The parameters as the fused block takes them."""
-        parts = self._modules
+        parts: dict[str, Any] = self._modules
         tensors: list[Tensor | None] = []
         for name in ('dwconv', 'norm', 'pwconv1', 'grn', 'pwconv2'):
             weight, bias = ('gamma', 'beta') if name == 'grn' else ('weight', 'bias')
             tensors.append(_parameter(parts[name], weight))
             tensors.append(_parameter(parts[name], bias))
-        return BlockParameters(*tensors, _parameter(self, 'gamma'))  # type: ignore[arg-type]
+        return BlockParameters._make([*tensors, _parameter(self, 'gamma')])
 
     def prepare(self, prepared: bool) -> None:
         """Promise that the parameters stay as they are until further notice, or take the promise back."""
@@ -199,7 +199,7 @@ class Block(nn.Module):
         return BlockOptions(
             norm_eps=self.norm.eps,
             grn_eps=getattr(self.grn, 'eps', 0.0),
-            padding=self.dwconv.padding[0],
+            padding=int(self.dwconv.padding[0]),
             dilation=self.dwconv.dilation[0],
             scale=scale,
             dtype=dtype,
@@ -223,7 +223,7 @@ def plain_branch(x: Tensor, params: BlockParameters, options: BlockOptions) -> T
         options: Of the block.
     """
     casts = (None if param is None else param.to(options.dtype) for param in params)
-    cast = BlockParameters(*casts)
+    cast = BlockParameters._make(casts)
 
     def grn(y: Tensor) -> Tensor:
         if cast.grn_gamma is None or cast.grn_beta is None:

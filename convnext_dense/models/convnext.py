@@ -7,7 +7,7 @@ the V2 weights under CC BY-NC 4.0. Parameter names are the official ones, so tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -23,6 +23,9 @@ from convnext_dense.models.staged import StagedBackbone, linear_rates
 from convnext_dense.weights.dialects import WRAPPED_MODULES
 from convnext_dense.weights.fit import Wanted, fit
 from convnext_dense.weights.sources import licence_of, read
+
+# In the metadata of a state dict, of a ConvNeXt whose tensors ConvNeXtLoadHook has fitted and announced.
+FITTED = 'fitted_to_convnext'
 
 
 class ConvNeXt(StagedBackbone):
@@ -64,7 +67,6 @@ class ConvNeXt(StagedBackbone):
             Linear, zero biases (official).
 
     Attributes:
-        weights_were_fitted: Set by whoever has fitted the state dict that this module loads next.
         depths, channels: Of all four stages of the arch, also of those that are not built.
         out_indices: The stages in the output, resolved to 0 to 3.
         strides: Of all four stages, in pixels.
@@ -72,8 +74,6 @@ class ConvNeXt(StagedBackbone):
     Raises:
         UserError: An argument cannot be used, or weights do not fit.
     """
-
-    weights_were_fitted = False
 
     def __init__(
         self,
@@ -163,7 +163,8 @@ class ConvNeXt(StagedBackbone):
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 # Officially truncated at -2 and 2, a hundred deviations away, where nothing is left to cut off.
                 nn.init.normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         self.freeze_stages()
 
     def _stem(self, in_channels: int, patch_size: int, eps: float) -> nn.Sequential:
@@ -179,22 +180,25 @@ class ConvNeXt(StagedBackbone):
     def init_weights(self) -> None:
         """Load what ``init_cfg`` names; the official initialisation was done at construction.
 
-        ``dict(type='Pretrained', checkpoint=SOURCE)`` takes every source of :func:`weight_files.fetch`; its ``prefix``
-        chooses among several ConvNeXts in one file.
+        ``dict(type='Pretrained', checkpoint=SOURCE)`` takes every source of
+        :func:`convnext_dense.weights.sources.fetch`; its ``prefix`` chooses among several ConvNeXts in one file.
 
         Raises:
             UserError: The file cannot be had or does not fit.
         """
-        configs = [self.init_cfg] if isinstance(self.init_cfg, dict) else list(self.init_cfg or ())
+        whole: Any = self.init_cfg
+        again = self.is_init
+        configs = [whole] if isinstance(whole, dict) else list(whole or ())
         pretrained = [cfg for cfg in configs if cfg['type'] in ('Pretrained', PretrainedInit)]
-        whole, again = self.init_cfg, self.is_init
         # mmengine's own Pretrained knows neither our sources nor safe reading in every version of it.
-        self.init_cfg = [cfg for cfg in configs if cfg not in pretrained]
+        self.init_cfg: Any = [cfg for cfg in configs if cfg not in pretrained]
         try:
             super().init_weights()
         finally:
             self.init_cfg = whole
-        for cfg in () if again else pretrained:
+        if again:
+            return
+        for cfg in pretrained:
             self._load_pretrained(cfg['checkpoint'], cfg.get('prefix'))
 
     def _load_pretrained(self, source: str, prefix: str | None) -> None:
@@ -211,55 +215,54 @@ class ConvNeXt(StagedBackbone):
         except UserError as error:
             raise UserError(f'{source}: {error}') from error
         licence = licence_of(source)
-        print_log(fitted.summary + (f'; {licence}' if licence else ''), logger='current')
+        print_log(f'{fitted.summary}; {licence}' if licence else fitted.summary, logger='current')
+        params = {WRAPPED_MODULES.sub('', name): param for name, param in self.named_parameters()}
         with torch.no_grad():
-            for name, param in self.named_parameters():
-                if name in fitted.tensors:
-                    param.copy_(fitted.tensors[name])
+            for name, value in fitted.tensors.items():
+                params[name].copy_(value)
 
     def wanted_weights(self, place: str = '') -> Wanted:
-        """Describe what this module wants from a file; of a sharded model inside ``whole_parameters``.
+        """Describe what this module wants from a file; a sharded one inside ``whole_parameters``.
 
         Args:
             place: Where it is in the model around it, such as ``backbone.``, for messages.
         """
-        shapes = {WRAPPED_MODULES.sub('', name): tuple(param.shape) for name, param in self.named_parameters()}
-        dtype = next(self.parameters()).dtype
-        return Wanted(shapes, dtype, self.depths, self.channels, self.kernel_size, self.out_indices, place)
+        return Wanted(
+            shapes={WRAPPED_MODULES.sub('', name): tuple(param.shape) for name, param in self.named_parameters()},
+            dtype=next(self.parameters()).dtype,
+            depths=self.depths,
+            channels=self.channels,
+            kernel_size=self.kernel_size,
+            out_indices=self.out_indices,
+            place=place,
+        )
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any) -> None:
-        # Every way of loading calls this. What ConvNeXtLoadHook has fitted goes straight on.
-        were_fitted, self.weights_were_fitted = self.weights_were_fitted, False
-        own = {name: value for name, value in state_dict.items() if name.startswith(prefix)}
-        found = {name[len(prefix) :]: value for name, value in own.items()}
-        if self._is_sharded():
-            self._check_names_of_shards(found, prefix)
-        elif not (were_fitted and self._has_our_names_and_shapes(found)):
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict, *args: Any, **kwargs: Any
+    ) -> None:
+        # Every way of loading calls this: load_state_dict, mmengine's load_checkpoint and runner.
+        found = {name[len(prefix) :]: value for name, value in state_dict.items() if name.startswith(prefix)}
+        if any('_fsdp_wrapped_module' in name for name, _ in self.named_parameters()):
+            self._check_names(found.keys(), prefix)  # only shards are here, the shapes are unknown
+        elif not (local_metadata.get(FITTED) and self._has_shapes_of(found)):
+            own = self.state_dict()
             fitted = fit(self.wanted_weights(prefix), found)
             print_log(fitted.summary, logger='current')
-            for name in own:
-                del state_dict[name]
-            for name, param in self.named_parameters():
-                state_dict[prefix + name] = fitted.tensors.get(WRAPPED_MODULES.sub('', name), param.detach())
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+            for name in found:
+                del state_dict[prefix + name]
+            for name, value in own.items():
+                state_dict[prefix + name] = fitted.tensors.get(WRAPPED_MODULES.sub('', name), value)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args, **kwargs)
 
-    def _has_our_names_and_shapes(self, found: dict[str, Tensor]) -> bool:
-        params = dict(self.named_parameters())
-        return found.keys() == params.keys() and all(found[name].shape == params[name].shape for name in params)
+    def _has_shapes_of(self, found: Mapping[str, Any]) -> bool:
+        own = self.state_dict()
+        return own.keys() == found.keys() and all(own[name].shape == found[name].shape for name in own)
 
-    def _is_sharded(self) -> bool:
-        return any('_fsdp_wrapped_module' in name for name, _ in self.named_parameters())
-
-    def _check_names_of_shards(self, found: dict[str, Tensor], place: str) -> None:
-        """Refuse a state dict of other names than ours; the shapes of shards say nothing.
-
-        Raises:
-            UserError: The names are others.
-        """
+    def _check_names(self, found: Set[str], place: str) -> None:
         wanted = {WRAPPED_MODULES.sub('', name) for name, _ in self.named_parameters()}
-        if found.keys() != wanted:
+        if found != wanted:
             raise UserError(
-                f'the sharded ConvNeXt at {place!r} lacks {sorted(wanted - found.keys())[:3]} and does not know '
-                f'{sorted(found.keys() - wanted)[:3]}: sharded models load other layouts through '
+                f'the sharded ConvNeXt at {place!r} lacks {sorted(wanted - found)[:3]} and does not know '
+                f'{sorted(found - wanted)[:3]}: sharded models load other layouts through '
                 "custom_hooks=[dict(type='ConvNeXtLoadHook')] only"
             )
