@@ -11,7 +11,7 @@ except ModuleNotFoundError as error:
         name='mmengine',
     ) from None
 
-from convnext_dense.archs import ARCHS
+from convnext_dense.archs import ARCHS, ISOTROPIC_ARCHS
 from convnext_dense.engine.cpu_amp import CPUAmpOptimWrapper
 from convnext_dense.engine.layer_decay import ConvNeXtLayerDecayConstructor
 from convnext_dense.engine.load_hook import ConvNeXtLoadHook
@@ -20,6 +20,9 @@ from convnext_dense.errors import UserError
 from convnext_dense.models.adapters import ConvNeXtSharedHead, PyramidAdapter
 from convnext_dense.models.block import prepare_for_inference
 from convnext_dense.models.convnext import ConvNeXt
+from convnext_dense.models.isotropic import ConvNeXtIsotropic
+from convnext_dense.models.roadmap import ConvNeXtRoadmap
+from convnext_dense.models.simple_feature_pyramid import SimpleFeaturePyramid
 from convnext_dense.swap.swap import swap_backbone
 from convnext_dense.version import __version__
 
@@ -29,10 +32,14 @@ __all__ = [
     'ARCHS',
     'CPUAmpOptimWrapper',
     'ConvNeXt',
+    'ConvNeXtIsotropic',
     'ConvNeXtLayerDecayConstructor',
     'ConvNeXtLoadHook',
+    'ConvNeXtRoadmap',
     'ConvNeXtSharedHead',
+    'ISOTROPIC_ARCHS',
     'PyramidAdapter',
+    'SimpleFeaturePyramid',
     'UserError',
     '__version__',
     'prepare_for_inference',

@@ -19,6 +19,9 @@ from convnext_dense.engine.layer_decay import ConvNeXtLayerDecayConstructor
 from convnext_dense.engine.load_hook import ConvNeXtLoadHook
 from convnext_dense.models.adapters import ConvNeXtSharedHead, PyramidAdapter
 from convnext_dense.models.convnext import ConvNeXt
+from convnext_dense.models.isotropic import ConvNeXtIsotropic
+from convnext_dense.models.roadmap import ConvNeXtRoadmap
+from convnext_dense.models.simple_feature_pyramid import SimpleFeaturePyramid
 from convnext_dense.weights.safe_reading import allow_mmengine_checkpoints
 from convnext_dense.weights.sources import SCHEME, SHORT_NAME, load_from_convnext_dense
 
@@ -42,7 +45,14 @@ def register_classes() -> None:
         KeyError: Another package has registered one of these names.
     """
     classes = {
-        MODELS: (ConvNeXt, ConvNeXtSharedHead, PyramidAdapter),
+        MODELS: (
+            ConvNeXt,
+            ConvNeXtIsotropic,
+            ConvNeXtRoadmap,
+            ConvNeXtSharedHead,
+            PyramidAdapter,
+            SimpleFeaturePyramid,
+        ),
         HOOKS: (ConvNeXtLoadHook, PrepareForInferenceHook),
         OPTIM_WRAPPERS: (CPUAmpOptimWrapper,),
         OPTIM_WRAPPER_CONSTRUCTORS: (ConvNeXtLayerDecayConstructor,),

@@ -24,6 +24,9 @@ def fit_to_machine(cfg: Config, launcher: str) -> list[str]:
         changes += _replace_gpu_mixed_precision(cfg)
     if (on_cpu or launcher == 'none') and _replace_sync_bn(cfg):
         changes.append('no GPU here: SyncBN runs as BN' if on_cpu else 'one process: SyncBN runs as BN')
+    if on_cpu and cfg.get('sync_bn'):
+        cfg.sync_bn = None
+        changes.append('no GPU here: BN is not made SyncBN (sync_bn)')
     if on_cpu and launcher != 'none' and 'model_wrapper_cfg' not in cfg and 'strategy' not in cfg:
         # The default wrapper of mmengine names a GPU.
         cfg.model_wrapper_cfg = dict(
