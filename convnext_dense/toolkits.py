@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from convnext_dense.errors import UserError
 
-INSTALL_MMCV = 'build it against this torch with `make install`, or `python tools/install_mmcv.py`'
+INSTALL_MMCV = "pip install 'mmcv-lite>=2.1,<2.2' (this package provides its operators)"
 # What a mixed environment says, and what repairs it.
 INSTALL_PROBLEMS = (
     (
@@ -24,8 +24,7 @@ INSTALL_PROBLEMS = (
     (r"No module named 'mmcv'", f'mmcv is not installed: {INSTALL_MMCV}'),
     (
         r"No module named '(?:mmdet|mmseg)'|(?:mmdet|mmseg|mmsegmentation) is not installed",
-        "the toolkit of this config is not installed: `make install`, or pip install 'convnext-dense[openmmlab]' and "
-        '`python tools/install_mmcv.py`',
+        "the toolkit of this config is not installed: `make install`, or pip install 'convnext-dense[openmmlab]'",
     ),
     (r"No module named 'pkg_resources'", "setuptools is too new for this toolkit: pip install 'setuptools<80'"),
     (r"No module named '(ftfy|regex)'", r'mmsegmentation needs \1: pip install \1'),
@@ -53,8 +52,8 @@ def check_toolkit(scope: str) -> None:
             importlib.import_module('mmcv._ext')
         except ImportError as error:
             raise UserError(
-                f'mmcv {mmcv.__version__} is installed without its compiled operators ({error}): '
-                f'`pip uninstall mmcv`, then {INSTALL_MMCV}'
+                f'the compiled operators of mmcv {mmcv.__version__} do not go with this torch ({error}): '
+                f'`pip uninstall -y mmcv`, then {INSTALL_MMCV}'
             ) from error
         importlib.import_module(scope)
         if importlib.util.find_spec(f'{scope}.models'):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from mmengine.logging import print_log
 from mmengine.model import PretrainedInit
-from torch import Tensor, nn
+from torch import nn
 
 from convnext_dense.archs import DEFAULT_KERNEL_SIZE, NUM_STAGES, resolve_arch
 from convnext_dense.errors import UserError

@@ -18,8 +18,10 @@ from mmengine.dist import is_distributed, is_main_process
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
+from convnext_dense.engine.inference_hook import PrepareForInferenceHook
 from convnext_dense.engine.load_hook import attach_load_hook
 from convnext_dense.errors import UserError
+from convnext_dense.mmcv_ops import operators_in_use
 from convnext_dense.run.machine import fit_to_machine
 from convnext_dense.run.metrics import MetricsHook, metrics_table
 from convnext_dense.run.options import DATA_VARIABLE, nested_dicts, read_config
@@ -187,7 +189,7 @@ def _augment_segmentor(cfg: Config) -> None:
 def _run(cfg: Config, launcher: str, task: Literal['train', 'test']) -> None:
     """Run mmengine's runner, print the table of its metrics and write them to ``metrics.json``."""
     check_toolkit(cfg.get('default_scope') or 'mmengine')
-    changes = fit_to_machine(cfg, launcher)
+    changes = [f"mmcv's operators are {operators_in_use()}", *fit_to_machine(cfg, launcher)]
     if launcher == 'pytorch' and get_device() == 'cpu' and not is_distributed():
         torch.distributed.init_process_group('gloo')  # mmengine's own set-up chooses a GPU first
     if cfg.get('resume') and not cfg.get('load_from'):
@@ -200,6 +202,7 @@ def _run(cfg: Config, launcher: str, task: Literal['train', 'test']) -> None:
     kept = MetricsHook()
     runner.register_hook(kept)
     attach_load_hook(runner, whole_model=task == 'test')
+    runner.register_hook(PrepareForInferenceHook())
     getattr(runner, task)()
     if not is_main_process():
         return
