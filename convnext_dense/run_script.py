@@ -1,4 +1,4 @@
-"""Run a script as ``python PATH ARGS`` does, with this package imported first.
+"""Run a script as ``python PATH ARGS`` does, with this package imported first and the path made absolute.
 
 For scripts that import ``mmcv.ops`` before their config imports this package, such as the toolkits' own ``test.py``:
 ``python -m convnext_dense.run_script PATH ARGS``. torchrun takes it as ``torchrun -m convnext_dense.run_script``.
@@ -25,10 +25,10 @@ def main() -> None:
     if not path.is_file():
         sys.exit(f'error: {path} is no script')
     install()
-    sys.argv = sys.argv[1:]
+    sys.argv = [str(path.absolute()), *sys.argv[2:]]
     # What stood there is the folder from which -m was called.
     sys.path[0] = str(path.resolve().parent)
-    runpy.run_path(str(path), run_name='__main__')
+    runpy.run_path(sys.argv[0], run_name='__main__')
 
 
 if __name__ == '__main__':
