@@ -78,8 +78,8 @@ def left_out(name: str) -> Callable[..., Any]:
 
     def refuse(*args: object, **kwargs: object) -> None:
         raise UserError(
-            f'the operator {name} of mmcv exists only compiled: `make MMCV=build install`, or '
-            '`pip uninstall -y mmcv-lite` and `python tools/install_mmcv.py`'
+            f'the operator {name} of mmcv exists only compiled: build mmcv with '
+            '`make MMCV=build install`, or with `python tools/install_mmcv.py`'
         )
 
     refuse.__name__ = name

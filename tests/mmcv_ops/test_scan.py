@@ -132,8 +132,8 @@ def test_an_operator_that_is_left_out_names_itself_and_the_way_out(extension, na
     with pytest.raises(UserError) as caught:
         getattr(extension, name)(1, keyword=2)
     assert str(caught.value) == (
-        f'the operator {name} of mmcv exists only compiled: `make MMCV=build install`, or '
-        '`pip uninstall -y mmcv-lite` and `python tools/install_mmcv.py`'
+        f'the operator {name} of mmcv exists only compiled: build mmcv with '
+        '`make MMCV=build install`, or with `python tools/install_mmcv.py`'
     )
 
 
