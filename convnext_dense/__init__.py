@@ -17,6 +17,7 @@ from convnext_dense.engine.layer_decay import ConvNeXtLayerDecayConstructor
 from convnext_dense.engine.load_hook import ConvNeXtLoadHook
 from convnext_dense.engine.registration import register_all
 from convnext_dense.errors import UserError
+from convnext_dense.mmcv_ops import install as provide_mmcv_operators
 from convnext_dense.models.adapters import ConvNeXtSharedHead, PyramidAdapter
 from convnext_dense.models.block import prepare_for_inference
 from convnext_dense.models.convnext import ConvNeXt
@@ -26,6 +27,7 @@ from convnext_dense.models.simple_feature_pyramid import SimpleFeaturePyramid
 from convnext_dense.swap.swap import swap_backbone
 from convnext_dense.version import __version__
 
+provide_mmcv_operators()
 register_all()
 
 __all__ = [

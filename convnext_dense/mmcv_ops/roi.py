@@ -256,7 +256,7 @@ def deform_roi_pool_backward(
     grad_input.copy_(total)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Grid:
     """Regions whose bins have equally many samples: numbers and images, starts, sizes of bins, counts, (k,)."""
 
