@@ -4,6 +4,7 @@
 from the raw image to the result inside; :mod:`convnext_dense.export.whole` finds its family.
 """
 
+from convnext_dense.export import families  # noqa: F401  registers them
 from convnext_dense.export.evaluate import evaluate
 from convnext_dense.export.features import (
     CHECKED_SHAPES,
@@ -15,6 +16,7 @@ from convnext_dense.export.features import (
 )
 from convnext_dense.export.files import write_onnx, write_openvino
 from convnext_dense.export.load import load_model
+from convnext_dense.export.model import export_model
 from convnext_dense.export.proof import prove
 from convnext_dense.export.whole import FAMILIES, WholeModel, whole_model
 
@@ -26,6 +28,7 @@ __all__ = [
     'WholeModel',
     'check_onnx',
     'evaluate',
+    'export_model',
     'export_onnx',
     'load_features',
     'load_model',

@@ -57,6 +57,30 @@ def best(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return values, index.clamp(max=scores.shape[1] - 1)
 
 
+def image_limit(image: Tensor) -> Tensor:
+    """Return the largest coordinates of boxes in an image (N, 3, H, W): W, H, W, H."""
+    height, width = image.shape[-2:]
+    return torch.tensor([width, height, width, height], dtype=torch.float32, device=image.device)
+
+
+def decode(coder: Any, priors: Tensor, deltas: Tensor, limit: Tensor) -> Tensor:
+    """Return boxes (..., 4) of a box coder of mmdet, clipped to the image if the coder clips.
+
+    Args:
+        coder: Such as ``DeltaXYWHBBoxCoder``.
+        priors: (..., 4) anchors or (..., 2) points.
+        deltas: (..., 4).
+        limit: See :func:`image_limit`.
+    """
+    boxes = coder.decode(priors.reshape(-1, priors.shape[-1]), deltas.reshape(-1, 4))
+    return clip(coder, boxes.reshape(deltas.shape), limit)
+
+
+def clip(coder: Any, boxes: Tensor, limit: Tensor) -> Tensor:
+    """Return the boxes within the image if a box coder of mmdet clips."""
+    return torch.minimum(boxes.clamp(min=0), limit) if coder.clip_border else boxes
+
+
 def without_small(scores: Tensor, boxes: Tensor, min_size: float) -> Tensor:
     """Return the scores with boxes removed that are not larger than ``min_size`` pixels; a negative one keeps all."""
     if min_size < 0:

@@ -148,16 +148,16 @@ def _prove_detector(model: nn.Module, whole: WholeModel, open_file: Any, images:
     return proof
 
 
-def _compare_with_toolkit(model: Any, image: Any, wanted: dict[str, np.ndarray], threshold: float, proof: Proof) -> None:
+def _compare_with_toolkit(
+    model: Any, image: Any, wanted: dict[str, np.ndarray], threshold: float, proof: Proof
+) -> None:
     """Compare the module's outputs with the toolkit's for one batch; masks as pixels of the image."""
     mask_threshold = None
     if 'masks' in wanted:
         mask_threshold = float(model.test_cfg['rcnn']['mask_thr_binary'])
     for sample, ours in zip(_toolkit(model, image), _by_image(wanted), strict=True):
         instances = sample.pred_instances
-        theirs = dict(
-            boxes=instances.bboxes.numpy(), scores=instances.scores.numpy(), labels=instances.labels.numpy()
-        )
+        theirs = dict(boxes=instances.bboxes.numpy(), scores=instances.scores.numpy(), labels=instances.labels.numpy())
         pairs = _compare(ours, theirs, threshold, proof, 'the module', "the toolkit's model")
         if mask_threshold is None:
             continue

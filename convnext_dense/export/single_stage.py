@@ -11,7 +11,9 @@ from convnext_dense.export.boxes import (
     REMOVED,
     as_detections,
     best,
+    decode,
     flatten_level,
+    image_limit,
     nms_refusal,
     nms_threshold,
     suppress,
@@ -70,9 +72,12 @@ class SingleStageDetector(WholeModel):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(N, 3, H, W) -> boxes, scores and labels."""
+        return self.core(self.normalised(image), image_limit(image))
+
+    def core(self, normalised: Tensor, limit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the outputs for the input of the backbone and the limit of the boxes in the image."""
         head: Any = self.head
-        shape = image.shape[-2:]
-        classes, distances, *factors = head(self.features(image))
+        classes, distances, *factors = head(self.features(normalised))
         factors = factors[0] if factors else [None] * len(classes)
         priors = head.prior_generator.grid_priors(
             [level.shape[-2:] for level in classes], dtype=classes[0].dtype, device=classes[0].device
@@ -80,7 +85,7 @@ class SingleStageDetector(WholeModel):
         boxes, scores, labels = [], [], []
         for level in range(len(classes)):
             box, score, label = self.detect_level(
-                classes[level], distances[level], factors[level], priors[level], level, shape
+                classes[level], distances[level], factors[level], priors[level], level, limit
             )
             boxes.append(box)
             scores.append(score)
@@ -92,7 +97,7 @@ class SingleStageDetector(WholeModel):
         return as_detections(take(box, kept.index), kept.scores, take(label, kept.index))
 
     def detect_level(
-        self, classes: Tensor, distance: Tensor, factor: Tensor | None, priors: Tensor, level: int, shape: Any
+        self, classes: Tensor, distance: Tensor, factor: Tensor | None, priors: Tensor, level: int, limit: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the best candidates of one level: boxes (N, k, 4), scores (N, k), labels (N, k).
 
@@ -102,7 +107,7 @@ class SingleStageDetector(WholeModel):
             factor: (N, anchors, H, W), such as the centre-ness, or None.
             priors: (n, 4) anchors or (n, 2) points.
             level: Its number.
-            shape: Height and width of the image.
+            limit: Of the boxes in the image.
         """
         head: Any = self.head
         logits = flatten_level(classes, head.cls_out_channels)
@@ -123,11 +128,9 @@ class SingleStageDetector(WholeModel):
         distance = take(flatten_level(distance, distance.shape[1] // head.num_base_priors), place)
         if self.integral:
             stride = head.prior_generator.strides[level][0]
-            distance = head.integral(distance) * stride  # (N k, 4)
-            prior = head.anchor_center(prior.reshape(-1, 4))
-        prior = prior.reshape(-1, prior.shape[-1])
-        box = head.bbox_coder.decode(prior, distance.reshape(-1, 4), max_shape=shape)
-        box = box.reshape(*score.shape, 4)
+            distance = (head.integral(distance) * stride).reshape(*score.shape, 4)
+            prior = (prior[..., :2] + prior[..., 2:]) / 2
+        box = decode(head.bbox_coder, prior, distance, limit)
         if factor is not None:
             weighted = score * take(flatten_level(factor, 1), place)[:, :, 0].sigmoid()
             score = torch.where(score > REMOVED, weighted, score)

@@ -12,7 +12,10 @@ from convnext_dense.export.boxes import (
     REMOVED,
     as_detections,
     best,
+    clip,
+    decode,
     flatten_level,
+    image_limit,
     nms_refusal,
     nms_threshold,
     suppress,
@@ -100,9 +103,12 @@ class TwoStageDetector(WholeModel):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """(N, 3, H, W) -> boxes, scores, labels and masks."""
-        shape = image.shape[-2:]
-        features = self.features(image)
-        proposals, objectness = self.rpn(features, shape)  # (N, P, 4), (N, P)
+        return self.core(self.normalised(image), image_limit(image))
+
+    def core(self, normalised: Tensor, limit: Tensor) -> tuple[Tensor, ...]:
+        """Return the outputs for the input of the backbone and the limit of the boxes in the image."""
+        features = self.features(normalised)
+        proposals, objectness = self.rpn(features, limit)  # (N, P, 4), (N, P)
         there = objectness > REMOVED
         rois = as_rois(proposals)  # (N P, 5)
 
@@ -112,17 +118,17 @@ class TwoStageDetector(WholeModel):
             logits.append(classes)
             if stage < len(self.box_heads) - 1:
                 label = classes[:, :-1].argmax(1)
-                refined = head.regress_by_class(rois[:, 1:], label, deltas, dict(img_shape=shape))
-                rois = torch.cat([rois[:, :1], refined], dim=1)
+                refined = head.regress_by_class(rois[:, 1:], label, deltas, dict(img_shape=None))
+                rois = torch.cat([rois[:, :1], clip(head.bbox_coder, refined, limit)], dim=1)
         probability = (sum(logits) / float(len(logits))).softmax(-1)[:, :-1]  # (N P, C)
 
-        boxes, scores, labels = self.detect(rois, probability, deltas, there, shape)
+        boxes, scores, labels = self.detect(rois, probability, deltas, there, limit)
         if not self.has_masks:
             return as_detections(boxes, scores, labels)
         return (*as_detections(boxes, scores, labels), self.segment(features, boxes, labels))
 
     def detect(
-        self, rois: Tensor, probability: Tensor, deltas: Tensor, there: Tensor, shape: tuple[Any, Any]
+        self, rois: Tensor, probability: Tensor, deltas: Tensor, there: Tensor, limit: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return boxes (N, K, 4), scores (N, K) and labels (N, K) after the suppression by class.
 
@@ -131,14 +137,14 @@ class TwoStageDetector(WholeModel):
             probability: (N P, C).
             deltas: (N P, 4), or (N P, 4 C) by class.
             there: (N, P), False for a proposal that is not there.
-            shape: Height and width of the image.
+            limit: Of the boxes in the image.
         """
         batch, count = there.shape
         classes = probability.shape[1]
         head: Any = self.box_heads[-1]
         by_class = 1 if head.reg_class_agnostic else classes
-        priors = rois[:, None, 1:].expand(-1, by_class, 4).reshape(-1, 4)
-        boxes = head.bbox_coder.decode(priors, deltas.reshape(-1, 4), max_shape=shape)
+        priors = rois[:, None, 1:].expand(-1, by_class, 4)
+        boxes = decode(head.bbox_coder, priors, deltas.reshape(-1, by_class, 4), limit)
         boxes = boxes.reshape(batch, count, by_class, 4).expand(-1, -1, classes, -1).reshape(batch, -1, 4)
         scores = probability.reshape(batch, count, classes)
         chosen = (scores > self.score_threshold) & there[..., None]
@@ -175,7 +181,7 @@ class RegionProposals(nn.Module):
         self.nms_iou = nms_threshold(settings['nms'])
         self.min_size = float(settings.get('min_bbox_size', -1))
 
-    def forward(self, features: tuple[Tensor, ...], shape: tuple[Any, Any]) -> tuple[Tensor, Tensor]:
+    def forward(self, features: tuple[Tensor, ...], limit: Tensor) -> tuple[Tensor, Tensor]:
         """Return boxes (N, P, 4) and scores (N, P)."""
         head: Any = self.head
         classes, deltas = head(features)
@@ -187,9 +193,7 @@ class RegionProposals(nn.Module):
             score = objectness(head, classes[level])  # (N, n)
             score, index = best(score, self.candidates)
             delta = take(flatten_level(deltas[level], 4), index)  # (N, k, 4)
-            prior = priors[level][index]
-            box = head.bbox_coder.decode(prior.reshape(-1, 4), delta.reshape(-1, 4), max_shape=shape)
-            boxes.append(box.reshape(delta.shape))
+            boxes.append(decode(head.bbox_coder, priors[level][index], delta, limit))
             scores.append(score)
             levels.append(torch.full_like(index, level))
         box, score = torch.cat(boxes, 1), torch.cat(scores, 1)

@@ -72,9 +72,13 @@ class WholeModel(nn.Module):
             image = F.pad(image, (0, padded_width - width, 0, padded_height - height), value=self.pad_value)
         return image
 
-    def features(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Return the features of all levels for a raw image."""
-        features = self.backbone(self.normalised(image))
+    def core(self, normalised: Tensor, limit: Tensor) -> tuple[Tensor, ...]:
+        """Return the outputs for what :class:`Preparation` returns; detectors only."""
+        raise NotImplementedError
+
+    def features(self, normalised: Tensor) -> tuple[Tensor, ...]:
+        """Return the features of all levels for the input of the backbone."""
+        features = self.backbone(normalised)
         return tuple(features if self.neck is None else self.neck(features))
 
 

@@ -1,18 +1,18 @@
 """What an exported file says about itself, as JSON under one key of its metadata.
 
-    format            1
-    task              'detection' or 'segmentation'
-    names, palette    of the classes; the palette may be empty
-    resize            {'scale': [long, short], 'keep_ratio': true} of the test pipeline, or null
-    size              [height, width] of a file with a fixed size, or null
-    mean, std         of the normalisation inside the graph, R, G, B, 0 to 255
-    score_threshold   inside the graph, of detectors
-    mask_threshold    of the probabilities of masks, for the runner
-    mode              'whole' or 'slide', of segmentors; 'slide' has crop_size and stride, each [height, width]
-    align_corners     of the last resize of logits
-    binary_threshold  of a segmentor with one logit, or null
-    licence           of the weights, where it is known
-    versions          of the packages that wrote the file
+format            1
+task              'detection' or 'segmentation'
+names, palette    of the classes; the palette may be empty
+resize            {'scale': [long, short], 'keep_ratio': true} of the test pipeline, or null
+size              [height, width] of a file with a fixed size, or null
+mean, std         of the normalisation inside the graph, R, G, B, 0 to 255
+score_threshold   inside the graph, of detectors
+mask_threshold    of the probabilities of masks, for the runner
+mode              'whole' or 'slide', of segmentors; 'slide' has crop_size and stride, each [height, width]
+align_corners     of the last resize of logits
+binary_threshold  of a segmentor with one logit, or null
+licence           of the weights, where it is known
+versions          of the packages that wrote the file
 """
 
 from __future__ import annotations

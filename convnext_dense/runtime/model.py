@@ -188,9 +188,7 @@ def paste_masks(masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> 
     return pasted
 
 
-def _mask_samples(
-    start: float, end: float, length: int, side: int
-) -> tuple[slice, np.ndarray, np.ndarray, np.ndarray]:
+def _mask_samples(start: float, end: float, length: int, side: int) -> tuple[slice, np.ndarray, np.ndarray, np.ndarray]:
     """For the pixels near a box along one axis: where they are, both neighbours in the bordered mask, the second's weight."""
     first = int(max(np.floor(start) - 1, 0))
     last = int(min(np.ceil(end) + 1, length))
