@@ -110,14 +110,14 @@ class LabelMap:
         return height, width
 
     def as_png_array(self) -> np.ndarray:
-        """Return the labels as uint8, or as uint16 if the model has more than 256 classes.
+        """Return the labels as uint8, or as uint16 if the model has more than 255 classes.
 
         Raises:
             UserError: The model has more than 65,536 classes.
         """
         if len(self.names) > 2**16:
             raise UserError(f'a PNG file holds labels below 65536, found {len(self.names)} classes: use fewer classes')
-        return self.labels.astype(np.uint8 if len(self.names) <= 2**8 else np.uint16)
+        return self.labels.astype(np.uint8 if len(self.names) < 2**8 else np.uint16)
 
     def draw(self, image: np.ndarray) -> np.ndarray:
         """Return a copy of ``image`` (height, width, 3), RGB uint8, under the colours of the labels."""

@@ -1,6 +1,6 @@
 """Run exported models without torch, mmengine or a toolkit: ``Model('model.onnx')(images)``.
 
-Needs NumPy, onnxruntime or openvino, and OpenCV or Pillow: ``pip install 'convnext-dense[runtime]'``. The command line is
+Needs NumPy, onnxruntime or openvino, and OpenCV or Pillow: ``pip install 'convnext-dense[runtime]'``. Command line:
 ``python -m convnext_dense.runtime MODEL IMAGE_OR_FOLDER... --out FOLDER``.
 """
 

@@ -65,7 +65,7 @@ class Model:
         return self._segment(fixed, resized, image.shape[:2])
 
     def _prepare(self, image: np.ndarray) -> tuple[tuple[int, int], np.ndarray]:
-        """Return the size to which the image was resized, and the input (1, 3, H, W) float32, padded at a fixed size."""
+        """Return the size after the resize, and the input (1, 3, H, W) float32, padded if the size is fixed."""
         height, width = image.shape[:2]
         size = resized_size((height, width), self.metadata['resize'])
         canvas = self.metadata['size']
@@ -158,7 +158,7 @@ def resized_size(size: tuple[int, int], resize: dict[str, Any] | None) -> tuple[
 
 
 def windows(size: tuple[int, int], crop: tuple[int, int], stride: tuple[int, int]) -> list[tuple[slice, slice]]:
-    """Return the windows of a sliding test, as mmseg's ``slide_inference`` lays them out; all values (height, width)."""
+    """Return the windows of a sliding test, as mmseg's ``slide_inference`` lays them out; all are (height, width)."""
     spans = []
     for length, window, step in zip(size, crop, stride, strict=True):
         count = max(length - window + step - 1, 0) // step + 1
@@ -189,7 +189,7 @@ def paste_masks(masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> 
 
 
 def _mask_samples(start: float, end: float, length: int, side: int) -> tuple[slice, np.ndarray, np.ndarray, np.ndarray]:
-    """For the pixels near a box along one axis: where they are, both neighbours in the bordered mask, the second's weight."""
+    """Return the pixels near a box along one axis, both neighbours in the bordered mask, the second's weight."""
     first = int(max(np.floor(start) - 1, 0))
     last = int(min(np.ceil(end) + 1, length))
     pixels = np.arange(first, max(last, first), dtype=np.float32) + np.float32(0.5)
