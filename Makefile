@@ -25,7 +25,10 @@ test-slow: $(STAMP)
 install: $(STAMP)
 
 lint: $(STAMP)
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 # Steps that are done already cost nothing: the stamp is newer than everything it was made from.
 $(STAMP): setup.cfg pyproject.toml constraints.txt tools/install_mmcv.py

@@ -18,6 +18,7 @@ from convnext_dense.engine.load_hook import ConvNeXtLoadHook
 from convnext_dense.engine.registration import register_all
 from convnext_dense.errors import UserError
 from convnext_dense.models.adapters import ConvNeXtSharedHead, PyramidAdapter
+from convnext_dense.models.block import prepare_for_inference
 from convnext_dense.models.convnext import ConvNeXt
 from convnext_dense.swap.swap import swap_backbone
 from convnext_dense.version import __version__
@@ -34,5 +35,6 @@ __all__ = [
     'PyramidAdapter',
     'UserError',
     '__version__',
+    'prepare_for_inference',
     'swap_backbone',
 ]

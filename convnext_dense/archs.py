@@ -21,6 +21,7 @@ ARCHS: dict[str, dict[str, tuple[int, ...]]] = {
 }
 
 NUM_STAGES = 4
+DEFAULT_KERNEL_SIZE = 7
 
 
 def resolve_arch(arch: str | dict) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -58,3 +59,12 @@ def resolve_out_indices(out_indices: int | Sequence[int]) -> tuple[int, ...]:
             f'{NUM_STAGES - 1} (or -{NUM_STAGES} to -1), each once and in ascending order'
         )
     return tuple(resolved)
+
+
+def arch_name(depths: tuple[int, ...], channels: tuple[int, ...]) -> str | dict[str, tuple[int, ...]]:
+    """Return the name of an arch, or its dict where it has none."""
+    arch = dict(depths=depths, channels=channels)
+    for name, known in ARCHS.items():
+        if known == arch:
+            return name
+    return arch

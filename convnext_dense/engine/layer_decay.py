@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from mmengine.logging import print_log
@@ -115,16 +115,17 @@ class ConvNeXtLayerDecayConstructor(DefaultOptimWrapperConstructor):
                     'FSDP gave the parameters of whole modules as one, layer decay needs them one by one: '
                     'set strategy.model_wrapper.use_orig_params=True'
                 )
-            prefix = next((prefix for prefix in backbones if name.startswith(prefix)), None)
-            layer, scale = 'outside', 1.0
-            if prefix is not None:
-                backbone = backbones[prefix]
-                layer = backbone.layer_id(name[len(prefix) :], self.decay_type)
+            own_prefix = next((prefix for prefix in backbones if name.startswith(prefix)), None)
+            layer: int | str = 'outside'
+            scale = 1.0
+            if own_prefix is not None:
+                backbone = backbones[own_prefix]
+                layer = backbone.layer_id(name[len(own_prefix) :], self.decay_type)
                 scale = self.decay_rate ** (backbone.num_layers + 1 - layer)
                 if scale > 1:
                     raise UserError(
                         f'layer id {layer} of {name} is above num_layers + 1 = {backbone.num_layers + 1} '
-                        'and would raise its learning rate above the base rate: mend layer_id'
+                        'and would raise its learning rate above the base rate: fix layer_id'
                     )
             weight_decay = 0.0 if len(shapes[name]) <= 1 or name.endswith('.bias') else self.base_wd
             custom = self._custom(name, unmatched)
@@ -153,7 +154,7 @@ class ConvNeXtLayerDecayConstructor(DefaultOptimWrapperConstructor):
         unmatched.difference_update(matches)
         return dict(self.custom_keys[matches[0]]) if matches else {}
 
-    def _log_table(self, groups: list[Mapping]) -> None:
+    def _log_table(self, groups: Sequence[Mapping]) -> None:
         """One row a learning rate: a table that stays short for deep archs."""
         rows = [
             f'layer decay: {self.decay_type}, rate {self.decay_rate}, base lr {self.base_lr:g}, weight decay '

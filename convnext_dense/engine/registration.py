@@ -14,6 +14,7 @@ from mmengine.runner import CheckpointLoader
 
 from convnext_dense.engine.cpu_amp import CPUAmpOptimWrapper
 from convnext_dense.engine.fsdp import ConvNeXtFSDPStrategy
+from convnext_dense.engine.inference_hook import PrepareForInferenceHook
 from convnext_dense.engine.layer_decay import ConvNeXtLayerDecayConstructor
 from convnext_dense.engine.load_hook import ConvNeXtLoadHook
 from convnext_dense.models.adapters import ConvNeXtSharedHead, PyramidAdapter
@@ -42,7 +43,7 @@ def register_classes() -> None:
     """
     classes = {
         MODELS: (ConvNeXt, ConvNeXtSharedHead, PyramidAdapter),
-        HOOKS: (ConvNeXtLoadHook,),
+        HOOKS: (ConvNeXtLoadHook, PrepareForInferenceHook),
         OPTIM_WRAPPERS: (CPUAmpOptimWrapper,),
         OPTIM_WRAPPER_CONSTRUCTORS: (ConvNeXtLayerDecayConstructor,),
         STRATEGIES: (ConvNeXtFSDPStrategy,),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from mmengine.model import BaseModule, PretrainedInit
@@ -36,7 +37,7 @@ class ConvNeXtSharedHead(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        self.options = dict(
+        self.options: dict[str, Any] = dict(
             arch=arch,
             drop_path_rate=drop_path_rate,
             layer_scale_init_value=layer_scale_init_value,
@@ -121,7 +122,8 @@ class PyramidAdapter(BaseModule):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward(self, x: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """One (N, channels, H, W) a stage, from fine to coarse -> one a stride of ``strides``."""

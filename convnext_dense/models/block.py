@@ -136,14 +136,8 @@ class Block(nn.Module):
         """Apply the block as one function that computes in ``dtype``; samples that are dropped are not computed."""
         # As in the plain block under autocast: a layer scale in fp32 lifts the residual sum to fp32.
         sum_dtype = torch.promote_types(x.dtype, dtype if params.gamma is None else params.gamma.dtype)
-        kept: Tensor | None = None
-        scale = 1.0
-        mask = self.drop_path.draw(len(x))
-        if mask is not None:
-            scale = 1 / (1 - self.drop_path.rate)
-            if not mask.all():
-                kept = mask.nonzero().squeeze(1).to(x.device)
-        computed = x if kept is None else x.index_select(0, kept)
+        kept, scale = self._kept_samples(x)
+        computed = x if kept is None else _take_samples(x, kept)
         residual = computed.to(sum_dtype).contiguous(memory_format=torch.channels_last)
         inside = computed.to(dtype).contiguous(memory_format=torch.channels_last)
 
@@ -158,17 +152,17 @@ class Block(nn.Module):
             out = residual
         if kept is None:
             return out
-        return x.to(sum_dtype).index_copy(0, kept, out)
+        return _put_samples(x.to(sum_dtype), kept, out)
 
     def parameters_in_order(self) -> BlockParameters:
         """The parameters as the fused block takes them."""
-        parts = self._modules
+        parts: dict[str, Any] = self._modules
         tensors: list[Tensor | None] = []
         for name in ('dwconv', 'norm', 'pwconv1', 'grn', 'pwconv2'):
             weight, bias = ('gamma', 'beta') if name == 'grn' else ('weight', 'bias')
             tensors.append(_parameter(parts[name], weight))
             tensors.append(_parameter(parts[name], bias))
-        return BlockParameters(*tensors, _parameter(self, 'gamma'))  # type: ignore[arg-type]
+        return BlockParameters._make([*tensors, _parameter(self, 'gamma')])
 
     def prepare(self, prepared: bool) -> None:
         """Promise that the parameters stay as they are until further notice, or take the promise back."""
@@ -191,11 +185,19 @@ class Block(nn.Module):
         self.prepare(False)
         super()._load_from_state_dict(*args, **kwargs)
 
+    def _kept_samples(self, x: Tensor) -> tuple[Tensor | None, float]:
+        """Draw the numbers of the samples that stochastic depth keeps (None: all), and the factor of their branch."""
+        mask = self.drop_path.draw(len(x))
+        if mask is None:
+            return None, 1.0
+        kept = None if mask.all() else mask.nonzero().squeeze(1).to(x.device)
+        return kept, 1 / (1 - self.drop_path.rate)
+
     def _options(self, scale: float, dtype: torch.dtype) -> BlockOptions:
         return BlockOptions(
             norm_eps=self.norm.eps,
             grn_eps=getattr(self.grn, 'eps', 0.0),
-            padding=self.dwconv.padding[0],
+            padding=int(self.dwconv.padding[0]),
             dilation=self.dwconv.dilation[0],
             scale=scale,
             dtype=dtype,
@@ -219,7 +221,7 @@ def plain_branch(x: Tensor, params: BlockParameters, options: BlockOptions) -> T
         options: Of the block.
     """
     casts = (None if param is None else param.to(options.dtype) for param in params)
-    cast = BlockParameters(*casts)
+    cast = BlockParameters._make(casts)
 
     def grn(y: Tensor) -> Tensor:
         if cast.grn_gamma is None or cast.grn_beta is None:
@@ -278,6 +280,16 @@ def undo_prepare_for_inference(model: nn.Module) -> nn.Module:
         if isinstance(module, Block):
             module.prepare(False)
     return model
+
+
+def _take_samples(x: Tensor, kept: Tensor) -> Tensor:
+    """The samples ``kept`` of ``x`` (N, C, H, W), in channels_last memory, which indexing an NCHW tensor would lose."""
+    return x.permute(0, 2, 3, 1).index_select(0, kept).permute(0, 3, 1, 2)
+
+
+def _put_samples(x: Tensor, kept: Tensor, samples: Tensor) -> Tensor:
+    """A copy of ``x`` (N, C, H, W) with ``samples`` at the places ``kept``, in channels_last memory."""
+    return x.permute(0, 2, 3, 1).index_copy(0, kept, samples.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def _parameter(module: nn.Module, name: str) -> Tensor | None:

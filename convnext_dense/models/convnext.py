@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModule, PretrainedInit
 from torch import Tensor, nn
 
-from convnext_dense.archs import NUM_STAGES, resolve_arch, resolve_out_indices
+from convnext_dense.archs import DEFAULT_KERNEL_SIZE, NUM_STAGES, resolve_arch, resolve_out_indices
 from convnext_dense.errors import UserError
 from convnext_dense.models.block import Block
 from convnext_dense.models.fusion_rule import is_transformed
 from convnext_dense.models.layers import DilatedDownsample, LayerNorm2d
-from convnext_dense.weights.dialects import DEFAULT_KERNEL_SIZE, WRAPPED_MODULES
-from convnext_dense.weights.fit import fit_state_dict
+from convnext_dense.weights.dialects import WRAPPED_MODULES
+from convnext_dense.weights.fit import Wanted, fit
 from convnext_dense.weights.sources import licence_of, read
 
 MEMORY_MODES = ('default', 'lean', 'checkpoint')
@@ -64,6 +66,7 @@ class ConvNeXt(BaseModule):
             Linear, zero biases (official).
 
     Attributes:
+        weights_were_fitted: Set by whoever has fitted the state dict that this module loads next.
         depths, channels: Of all four stages of the arch, also of those that are not built.
         out_indices: The stages in the output, resolved to 0 to 3.
         strides: Of all four stages, in pixels.
@@ -71,6 +74,8 @@ class ConvNeXt(BaseModule):
     Raises:
         UserError: An argument cannot be used, or weights do not fit.
     """
+
+    weights_were_fitted = False
 
     def __init__(
         self,
@@ -176,7 +181,8 @@ class ConvNeXt(BaseModule):
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 # Officially truncated at -2 and 2, a hundred deviations away, where nothing is left to cut off.
                 nn.init.normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         # Before any wrapper (DDP) counts the parameters to train.
         self._freeze_stages()
 
@@ -269,22 +275,25 @@ class ConvNeXt(BaseModule):
     def init_weights(self) -> None:
         """Load what ``init_cfg`` names; the official initialisation was done at construction.
 
-        ``dict(type='Pretrained', checkpoint=SOURCE)`` takes every source of :func:`weight_files.fetch`; its ``prefix``
-        chooses among several ConvNeXts in one file.
+        ``dict(type='Pretrained', checkpoint=SOURCE)`` takes every source of
+        :func:`convnext_dense.weights.sources.fetch`; its ``prefix`` chooses among several ConvNeXts in one file.
 
         Raises:
             UserError: The file cannot be had or does not fit.
         """
-        configs = [self.init_cfg] if isinstance(self.init_cfg, dict) else list(self.init_cfg or ())
+        whole: Any = self.init_cfg
+        again = self.is_init
+        configs = [whole] if isinstance(whole, dict) else list(whole or ())
         pretrained = [cfg for cfg in configs if cfg['type'] in ('Pretrained', PretrainedInit)]
-        whole, again = self.init_cfg, self.is_init
         # mmengine's own Pretrained knows neither our sources nor safe reading in every version of it.
-        self.init_cfg = [cfg for cfg in configs if cfg not in pretrained]
+        self.init_cfg: Any = [cfg for cfg in configs if cfg not in pretrained]
         try:
             super().init_weights()
         finally:
             self.init_cfg = whole
-        for cfg in () if again else pretrained:
+        if again:
+            return
+        for cfg in pretrained:
             self._load_pretrained(cfg['checkpoint'], cfg.get('prefix'))
 
     def _load_pretrained(self, source: str, prefix: str | None) -> None:
@@ -297,31 +306,60 @@ class ConvNeXt(BaseModule):
                 '--cfg-options model.backbone.init_cfg=None'
             ) from error
         try:
-            state = fit_state_dict(self, checkpoint, prefix, licence_of(source))
+            fitted = fit(self.wanted_weights(), checkpoint, prefix)
         except UserError as error:
             raise UserError(f'{source}: {error}') from error
+        licence = licence_of(source)
+        print_log(fitted.summary + (f'; {licence}' if licence else ''), logger='current')
         with torch.no_grad():
             for name, param in self.named_parameters():
-                param.copy_(state[name])
+                if name in fitted.tensors:
+                    param.copy_(fitted.tensors[name])
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
-        # Called by every way of loading: load_state_dict, init_cfg, a checkpoint of the model around this one. Of a
-        # model under FSDP only shards are here: ConvNeXtLoadHook has fitted the file.
-        if any('_fsdp_wrapped_module' in name for name, _ in self.named_parameters()):
-            self._check_names({key[len(prefix) :] for key in state_dict if key.startswith(prefix)}, prefix)
-            super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-            return
-        own = {key[len(prefix) :]: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
-        fitted = fit_state_dict(self, own, place=prefix)
-        state_dict.update({prefix + key: value for key, value in fitted.items()})
+    def wanted_weights(self, place: str = '') -> Wanted:
+        """Describe what this module wants from a file; of a sharded model inside ``whole_parameters``.
+
+        Args:
+            place: Where it is in the model around it, such as ``backbone.``, for messages.
+        """
+        shapes = {WRAPPED_MODULES.sub('', name): tuple(param.shape) for name, param in self.named_parameters()}
+        dtype = next(self.parameters()).dtype
+        return Wanted(shapes, dtype, self.depths, self.channels, self.kernel_size, self.out_indices, place)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any) -> None:
+        # Every way of loading calls this. What ConvNeXtLoadHook has fitted goes straight on.
+        were_fitted, self.weights_were_fitted = self.weights_were_fitted, False
+        own = {name: value for name, value in state_dict.items() if name.startswith(prefix)}
+        found = {name[len(prefix) :]: value for name, value in own.items()}
+        if self._is_sharded():
+            self._check_names_of_shards(found, prefix)
+        elif not (were_fitted and self._has_our_names_and_shapes(found)):
+            fitted = fit(self.wanted_weights(prefix), found)
+            print_log(fitted.summary, logger='current')
+            for name in own:
+                del state_dict[name]
+            for name, param in self.named_parameters():
+                state_dict[prefix + name] = fitted.tensors.get(WRAPPED_MODULES.sub('', name), param.detach())
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def _check_names(self, found: set[str], place: str) -> None:
+    def _has_our_names_and_shapes(self, found: dict[str, Tensor]) -> bool:
+        params = dict(self.named_parameters())
+        return found.keys() == params.keys() and all(found[name].shape == params[name].shape for name in params)
+
+    def _is_sharded(self) -> bool:
+        return any('_fsdp_wrapped_module' in name for name, _ in self.named_parameters())
+
+    def _check_names_of_shards(self, found: dict[str, Tensor], place: str) -> None:
+        """Refuse a state dict of other names than ours; the shapes of shards say nothing.
+
+        Raises:
+            UserError: The names are others.
+        """
         wanted = {WRAPPED_MODULES.sub('', name) for name, _ in self.named_parameters()}
-        if found != wanted:
+        if found.keys() != wanted:
             raise UserError(
-                f'the sharded ConvNeXt at {place!r} lacks {sorted(wanted - found)[:3]} and does not know '
-                f'{sorted(found - wanted)[:3]}: sharded models load other layouts through '
+                f'the sharded ConvNeXt at {place!r} lacks {sorted(wanted - found.keys())[:3]} and does not know '
+                f'{sorted(found.keys() - wanted)[:3]}: sharded models load other layouts through '
                 "custom_hooks=[dict(type='ConvNeXtLoadHook')] only"
             )
 

@@ -17,7 +17,7 @@ from mmengine.dist import is_distributed, is_main_process
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from convnext_dense.engine.load_hook import ConvNeXtLoadHook
+from convnext_dense.engine.load_hook import attach_load_hook
 from convnext_dense.errors import UserError
 from convnext_dense.run.machine import fit_to_machine
 from convnext_dense.run.metrics import MetricsHook, metrics_table
@@ -133,7 +133,7 @@ def _run(cfg: Config, launcher: str, task: str) -> None:
         print(*changes, sep='\n', flush=True)
     kept = MetricsHook()
     runner.register_hook(kept)
-    runner.register_hook(ConvNeXtLoadHook(whole_model=task == 'test'))
+    attach_load_hook(runner, whole_model=task == 'test')
     getattr(runner, task)()
     if not is_main_process():
         return
