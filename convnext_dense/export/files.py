@@ -19,7 +19,11 @@ from convnext_dense.runtime.metadata import KEY
 
 INSTALL = "pip install 'convnext-dense[export]'"
 FREE = torch.export.Dim.DYNAMIC
-EXAMPLE_SIZE = (2, 96, 160)  # batch, height, width while the graph is recorded; no size of a batch or image is kept
+EXAMPLE_SIZE = (
+    2,
+    320,
+    416,
+)  # batch, height, width while the graph is recorded: no level has a side of 1, which is kept
 
 
 def check_exporter() -> None:

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import nn
 
-from convnext_dense.engine.load_hook import unwrap_checkpoint
+from convnext_dense.engine.load_hook import fit_checkpoint
 from convnext_dense.errors import UserError
 from convnext_dense.export.whole import FAMILIES, WholeModel
 from convnext_dense.runtime.metadata import FORMAT
@@ -44,7 +44,7 @@ def load_model(cfg: Config, checkpoint: str) -> nn.Module:
         model_cfg.backbone = dict(model_cfg.backbone, init_cfg=None)
     model = MODELS.build(model_cfg)
     found = read(checkpoint)
-    unwrap_checkpoint(model, found, whole_model=True)
+    fit_checkpoint(model, found, whole_model=True)
     model.load_state_dict(found['state_dict'])
     model.dataset_meta = class_meta(cfg, found)
     return model.eval()

@@ -51,7 +51,7 @@ def export_model(cfg: Config, checkpoint: str, path: Path, size: tuple[int, int]
             if path.suffix == '.xml':
                 write_openvino(graph, path, metadata)
             proof = prove(model, whole, open_file, shapes)
-        except UserError:
+        except BaseException:
             for written in (path, path.with_suffix('.bin')) if path.suffix == '.xml' else (path,):
                 written.unlink(missing_ok=True)  # nobody shall use it
             raise
