@@ -110,7 +110,7 @@ class TwoStageDetector(WholeModel):
         features = self.features(normalised)
         proposals, objectness = self.rpn(features, limit)  # (N, P, 4), (N, P)
         there = objectness > REMOVED
-        rois = as_rois(proposals)  # (N P, 5)
+        rois = as_rois(proposals, there)  # (N P, 5)
 
         logits = []
         for stage, (head, pool) in enumerate(zip(self.box_heads, self.box_pools, strict=True)):
@@ -125,7 +125,7 @@ class TwoStageDetector(WholeModel):
         boxes, scores, labels = self.detect(rois, probability, deltas, there, limit)
         if not self.has_masks:
             return as_detections(boxes, scores, labels)
-        return (*as_detections(boxes, scores, labels), self.segment(features, boxes, labels))
+        return (*as_detections(boxes, scores, labels), self.segment(features, boxes, labels, scores > REMOVED))
 
     def detect(
         self, rois: Tensor, probability: Tensor, deltas: Tensor, there: Tensor, limit: Tensor
@@ -154,9 +154,9 @@ class TwoStageDetector(WholeModel):
         kept = suppress(boxes, scores, groups, self.nms_iou, self.max_detections)
         return take(boxes, kept.index), kept.scores, take(labels, kept.index)
 
-    def segment(self, features: tuple[Tensor, ...], boxes: Tensor, labels: Tensor) -> Tensor:
-        """Return the probabilities (N, K, side, side) of the labels over their boxes."""
-        rois = as_rois(boxes)
+    def segment(self, features: tuple[Tensor, ...], boxes: Tensor, labels: Tensor, there: Tensor) -> Tensor:
+        """Return the probabilities (N, K, side, side) of the labels over their boxes, zero where there is no box."""
+        rois = as_rois(boxes, there)
         masks = []
         for head, pool in zip(self.mask_heads, self.mask_pools, strict=True):
             masks.append(head(self.shared(pool(features, rois))).sigmoid())  # (N K, C or 1, side, side)
@@ -164,7 +164,8 @@ class TwoStageDetector(WholeModel):
         if not self.mask_heads[-1].class_agnostic:
             index = labels.reshape(-1, 1, 1, 1).expand(-1, 1, *mask.shape[2:])
             mask = mask.gather(1, index)
-        return mask.reshape(*labels.shape, *mask.shape[2:])
+        mask = mask.reshape(*labels.shape, *mask.shape[2:])
+        return torch.where(there[:, :, None, None], mask, torch.zeros_like(mask))
 
     def shared(self, pooled: Tensor) -> Tensor:
         return pooled if self.shared_head is None else self.shared_head(pooled)
@@ -205,7 +206,7 @@ class RegionProposals(nn.Module):
 class RoIPool(nn.Module):
     """A ``SingleRoIExtractor`` of mmdet without indices that depend on the data.
 
-    Every level pools all RoIs; those of other levels have size zero there, which costs next to nothing, and give zero.
+    Every level pools all RoIs; those of other levels have size zero there, which costs next to nothing.
     """
 
     def __init__(self, extractor: nn.Module) -> None:
@@ -222,17 +223,21 @@ class RoIPool(nn.Module):
         level_of = self.extractor.map_roi_levels(rois, levels)
         pooled = None
         for level, (output_size, scale, sampling_ratio, aligned) in enumerate(self.layers):
-            on_level = (level_of == level).to(rois.dtype)[:, None]
-            here = torch.cat([rois[:, :1], rois[:, 1:] * on_level], dim=1)
+            on_level = (level_of == level)[:, None]
+            here = torch.cat([rois[:, :1], rois[:, 1:] * on_level.to(rois.dtype)], dim=1)
             part = torchvision.ops.roi_align(features[level], here, output_size, scale, sampling_ratio, aligned)
-            if not aligned or sampling_ratio > 0:  # then a RoI of size zero has values
-                part = part * on_level[:, :, None, None]
-            pooled = part if pooled is None else pooled + part
+            # What a runtime makes of a RoI of size zero is not used: OpenVINO divides zero by zero.
+            pooled = part if pooled is None else torch.where(on_level[:, :, None, None], part, pooled)
         return pooled
 
 
-def as_rois(boxes: Tensor) -> Tensor:
-    """(N, K, 4) -> (N K, 5): the image of each box before its coordinates."""
+def as_rois(boxes: Tensor, there: Tensor) -> Tensor:
+    """(N, K, 4) -> (N K, 5): the image of each box before its coordinates.
+
+    Where there is no box, a small one takes its place: not every runtime pools a RoI of size zero without a NaN.
+    """
+    small = torch.tensor([0.0, 0.0, 8.0, 8.0], dtype=boxes.dtype, device=boxes.device)
+    boxes = torch.where(there[..., None], boxes, small)
     image = torch.arange(boxes.shape[0], device=boxes.device, dtype=boxes.dtype)
     image = image[:, None, None].expand(-1, boxes.shape[1], 1)
     return torch.cat([image, boxes], dim=2).reshape(-1, 5)
