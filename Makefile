@@ -11,7 +11,7 @@ QUICK ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow install lint clean
+.PHONY: demo test test-slow test-export install lint clean
 
 demo: $(STAMP)
 	$(BIN)/python tools/demo.py $(DEMO_DIR) $(if $(filter-out 0,$(QUICK)),--quick)
@@ -21,6 +21,9 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+test-export: $(STAMP)
+	$(BIN)/python -m pytest -m export
 
 install: $(STAMP)
 

@@ -77,7 +77,7 @@ def test_file_equals_the_toolkit(name, tmp_path):
 
 
 @needs_exporter
-@pytest.mark.slow
+@pytest.mark.export
 @pytest.mark.parametrize('name', [name for name in DETECTORS + SEGMENTORS if name != 'FCN'])
 def test_every_file_equals_the_toolkit(name, tmp_path):
     assert exported_equals(name, tmp_path).shapes == SHAPES
