@@ -1,13 +1,13 @@
 """ConvNeXt for dense prediction. Importing this package registers everything in mmengine's root registries.
 
 Without torch or mmengine nothing is registered, and only what needs neither can be used: ``convnext_dense.runtime``,
-``ARCHS``, ``UserError`` and ``__version__``.
+the tables of archs, ``UserError`` and ``__version__``.
 """
 
 import importlib.util
 from typing import Any
 
-from convnext_dense.archs import ARCHS
+from convnext_dense.archs import ARCHS, ISOTROPIC_ARCHS
 from convnext_dense.errors import UserError
 from convnext_dense.version import __version__
 
@@ -21,6 +21,9 @@ if not _MISSING:
     from convnext_dense.models.adapters import ConvNeXtSharedHead, PyramidAdapter
     from convnext_dense.models.block import prepare_for_inference
     from convnext_dense.models.convnext import ConvNeXt
+    from convnext_dense.models.isotropic import ConvNeXtIsotropic
+    from convnext_dense.models.roadmap import ConvNeXtRoadmap
+    from convnext_dense.models.simple_feature_pyramid import SimpleFeaturePyramid
     from convnext_dense.swap.swap import swap_backbone
 
     register_all()
@@ -29,10 +32,14 @@ __all__ = [
     'ARCHS',
     'CPUAmpOptimWrapper',
     'ConvNeXt',
+    'ConvNeXtIsotropic',
     'ConvNeXtLayerDecayConstructor',
     'ConvNeXtLoadHook',
+    'ConvNeXtRoadmap',
     'ConvNeXtSharedHead',
+    'ISOTROPIC_ARCHS',
     'PyramidAdapter',
+    'SimpleFeaturePyramid',
     'UserError',
     '__version__',
     'prepare_for_inference',

@@ -7,23 +7,9 @@ compared with the toolkit's own model at three sizes and removed if it differs. 
 import argparse
 import importlib.util
 from pathlib import Path
+from typing import Any
 
-from convnext_dense.errors import UserError
-from convnext_dense.export import (
-    CHECKED_SHAPES,
-    INSTALL,
-    check_onnx,
-    evaluate,
-    export_model,
-    export_onnx,
-    load_features,
-)
-from convnext_dense.run.machine import fit_to_machine
-from convnext_dense.run.metrics import metrics_table
-from convnext_dense.run.options import common_arguments, errors_as_sentences, read_config
-from convnext_dense.runtime import Model
-from convnext_dense.toolkits import check_toolkit
-from convnext_dense.weights.sources import check_source
+from _arguments import add_config, argument_parser
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -34,7 +20,8 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = common_arguments(__doc__.split(':')[0])
+    parser = argument_parser(__doc__)
+    add_config(parser)
     parser.add_argument('checkpoint', help='checkpoint file of the model, or, for --part backbone, of its backbone')
     parser.add_argument('out', type=Path, metavar='OUT', help='file to write, OUT.onnx or, for OpenVINO, OUT.xml')
     parser.add_argument(
@@ -56,6 +43,16 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
+
+    from convnext_dense.errors import UserError
+    from convnext_dense.export import evaluate, export_model
+    from convnext_dense.run.machine import fit_to_machine
+    from convnext_dense.run.metrics import metrics_table
+    from convnext_dense.run.options import errors_as_sentences, read_config
+    from convnext_dense.runtime import Model
+    from convnext_dense.toolkits import check_toolkit
+    from convnext_dense.weights.sources import check_source
+
     with errors_as_sentences():
         if args.out.suffix != '.onnx' and (args.out.suffix != '.xml' or args.part != 'model'):
             raise UserError(
@@ -65,7 +62,7 @@ def main() -> None:
         if args.part != 'model' and (args.size or args.evaluate):
             raise UserError(f'--size and --evaluate are for whole models, found --part {args.part}: leave them out')
         check_source(args.checkpoint, 'checkpoint')
-        cfg = read_config(args)
+        cfg = read_config(args.config, args.cfg_options)
         check_toolkit(cfg.get('default_scope') or 'mmengine')
         if args.part == 'model':
             fit_to_machine(cfg, 'none')
@@ -76,7 +73,10 @@ def main() -> None:
             export_part(args, cfg)
 
 
-def export_part(args: argparse.Namespace, cfg) -> None:
+def export_part(args: argparse.Namespace, cfg: Any) -> None:
+    from convnext_dense.errors import UserError
+    from convnext_dense.export import CHECKED_SHAPES, INSTALL, check_onnx, export_onnx, load_features
+
     model = load_features(cfg, args.checkpoint, args.part == 'neck')
     in_channels = cfg.model.backbone.get('in_channels', 3)
     export_onnx(model, args.out, in_channels)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from convnext_dense.engine.fsdp import is_sharded, state_of, whole_parameters
 from convnext_dense.errors import UserError
-from convnext_dense.models.convnext import ConvNeXt
+from convnext_dense.models.convnext import FITTED, ConvNeXt
 from convnext_dense.weights.dialects import WRAPPED_MODULES
 from convnext_dense.weights.find import Backbone, choose, find_backbones, is_second_choice, tensors_of
 from convnext_dense.weights.fit import fit_backbone
@@ -73,7 +73,7 @@ def fit_checkpoint(model: nn.Module, checkpoint: dict, whole_model: bool = False
     """Put the weights of ``model`` under ``checkpoint['state_dict']``, by the names of its own state dict.
 
     Args:
-        model: A model with any number of ConvNeXts in it; sharded ones inside ``whole_parameters``.
+        model: A model with any number of ConvNeXts in it; a sharded one inside ``whole_parameters``.
         checkpoint: Changed in place.
         whole_model: Refuse a checkpoint that lacks tensors of the model, whatever its backbone.
 
@@ -81,48 +81,52 @@ def fit_checkpoint(model: nn.Module, checkpoint: dict, whole_model: bool = False
         UserError: The checkpoint has no ConvNeXt, or several where one is wanted, or its ConvNeXts do not fit; with
             ``whole_model``, it lacks tensors of the model.
     """
-    modules = {f'{name}.' if name else '': module for name, module in model.named_modules()}
-    convnexts = {place: module for place, module in modules.items() if isinstance(module, ConvNeXt)}
-    if not convnexts:  # another model, loaded by mmengine
+    paths = {}  # of every ConvNeXt, by its place in the model without wrappers around its parts
+    for path, module in model.named_modules():
+        if isinstance(module, ConvNeXt):
+            paths[WRAPPED_MODULES.sub('', f'{path}.' if path else '')] = path
+    if not paths:  # another model, loaded by mmengine
         if whole_model:
             _check_model_without_convnext(model, checkpoint)
         return
 
     tensors = tensors_of(checkpoint)
     backbones = {backbone.prefix: backbone for backbone in find_backbones(tensors)}
-    places = [WRAPPED_MODULES.sub('', place) for place in convnexts]
-    source, target = _root(list(backbones.values()), places, list(tensors))
-    state = {target + name[len(source) :]: value for name, value in tensors.items() if name.startswith(source)}
+    source, target = _root(list(backbones.values()), list(paths), list(tensors))
+    own = {WRAPPED_MODULES.sub('', name): (name, value) for name, value in state_of(model).items()}
 
-    own = state_of(model)
-    own_rest = {name: value for name, value in own.items() if not name.startswith(tuple(convnexts))}
-    own_names = {WRAPPED_MODULES.sub('', name): name for name in own}
-    state = {own_names.get(name, name): value for name, value in state.items()}
-    _check_rest(own_rest, state, whole_model)
+    rest = {}
+    for name, value in tensors.items():
+        ours = target + name[len(source) :]
+        if name.startswith(source) and not ours.startswith(tuple(paths)):
+            rest[ours] = value
+    own_rest = {name: value for name, (_, value) in own.items() if not name.startswith(tuple(paths))}
+    _check_rest(own_rest, rest, whole_model)
 
-    for real_place, place in zip(convnexts, places):
-        backbone = backbones[source + place.removeprefix(target)]
-        fitted = _fit_one(convnexts[real_place], place, backbone)
-        for name in [name for name in state if name.startswith((place, real_place))]:
-            del state[name]
-        for name in own:
-            if name.startswith(real_place):
-                ours = WRAPPED_MODULES.sub('', name)[len(place) :]
-                state[name] = fitted.get(ours, own[name].detach())
+    state = OrderedDict((own[name][0] if name in own else name, value) for name, value in rest.items())
+    # Versions of layers, as mmengine saves them.
+    metadata = OrderedDict(getattr(checkpoint['state_dict'], '_metadata', {}) if source == 'state_dict.' else {})
+    for place, path in paths.items():
+        fitted = _fit_one(model.get_submodule(path), place, backbones[source + place[len(target) :]])
+        for name, (own_name, value) in own.items():
+            if name.startswith(place):
+                state[own_name] = fitted.get(name[len(place) :], value.detach())
+        metadata[path] = {**metadata.get(path, {}), FITTED: True}
+    state._metadata = metadata  # type: ignore[attr-defined]
 
     for key, value in list(checkpoint.items()):
         if isinstance(value, Tensor) or source.startswith(f'{key}.'):
             del checkpoint[key]
-    checkpoint['state_dict'] = OrderedDict(state)
+    checkpoint['state_dict'] = state
 
 
 def _fit_one(module: ConvNeXt, place: str, backbone: Backbone) -> dict[str, Tensor]:
     """The tensors for one ConvNeXt, with one line in the log."""
+    # The prefix is that of the whole model: the line is the same for every way of loading.
     fitted = fit_backbone(module.wanted_weights(place), replace(backbone, prefix=''))
     print_log(fitted.summary, logger='current')
-    module.weights_were_fitted = True
     if is_sharded(module):
-        # Shards are cut out of these while other parts of the file may be gone.
+        # FSDP cuts its shards out of these, and some of them are views of one storage.
         return {name: value.clone() for name, value in fitted.tensors.items()}
     return fitted.tensors
 

@@ -73,7 +73,7 @@ def class_meta(cfg: Config, checkpoint: Any) -> dict[str, Any]:
             'neither the config nor the checkpoint names the classes: add '
             "--cfg-options test_dataloader.dataset.metainfo.classes=\"['cat','dog']\""
         )
-    palette = meta.get('palette')
+    palette: Any = meta.get('palette')
     classes = [meta['classes']] if isinstance(meta['classes'], str) else list(meta['classes'])
     usable = isinstance(palette, (list, tuple)) and len(palette) >= len(classes)
     return dict(classes=classes, palette=[list(colour) for colour in palette] if usable else [])

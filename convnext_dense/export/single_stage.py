@@ -32,6 +32,7 @@ class SingleStageDetector(WholeModel):
     """
 
     task = 'detection'
+    score_threshold: Tensor
     output_names = ('boxes', 'scores', 'labels')
 
     def __init__(self, model: nn.Module) -> None:

@@ -35,6 +35,7 @@ class TwoStageDetector(WholeModel):
     """
 
     task = 'detection'
+    score_threshold: Tensor
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from convnext_dense.archs import NUM_STAGES
 from convnext_dense.errors import UserError
 from convnext_dense.models.convnext import ConvNeXt
+from convnext_dense.models.staged import LayeredModule
 
 
-class ConvNeXtSharedHead(BaseModule):
+class ConvNeXtSharedHead(LayeredModule):
     """The last stage of a ConvNeXt as ``shared_head`` of a C4 detector, as its ResNets use theirs.
 
     The backbone in front outputs the stage before, ``out_indices=(2,)``.

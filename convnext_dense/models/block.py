@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from convnext_dense.errors import UserError
 from convnext_dense.models.fused_block import (
     BlockOptions,
     BlockParameters,
@@ -24,6 +25,7 @@ from convnext_dense.models.fusion_rule import compute_dtype, is_transformed, par
 from convnext_dense.models.layers import GRN, DropPath, global_response_norm
 
 TensorFunction = Callable[[Tensor], Tensor]
+MEMORY_MODES = ('default', 'lean', 'checkpoint')
 
 
 def residual_branch(
@@ -280,6 +282,19 @@ def undo_prepare_for_inference(model: nn.Module) -> nn.Module:
         if isinstance(module, Block):
             module.prepare(False)
     return model
+
+
+def resolve_memory(owner: str, memory: str | None, with_cp: bool) -> str | None:
+    """Return the memory mode of the blocks of ``owner`` from its arguments ``memory`` and ``with_cp``.
+
+    Raises:
+        UserError: There is no such mode, or the arguments contradict each other.
+    """
+    if memory is not None and memory not in MEMORY_MODES:
+        raise UserError(f'{owner} has no memory={memory!r}: use one of {", ".join(map(repr, MEMORY_MODES))}')
+    if with_cp and memory not in (None, 'checkpoint'):
+        raise UserError(f"with_cp=True is memory='checkpoint', found memory={memory!r} too: give one of them")
+    return 'checkpoint' if with_cp else memory
 
 
 def _take_samples(x: Tensor, kept: Tensor) -> Tensor:

@@ -91,8 +91,8 @@ class Model:
         boxes, scores, labels = (output[0] for output in outputs[:3])
         there = labels >= 0
         height, width = resized
-        boxes = np.clip(boxes[there], 0, np.float32([width, height, width, height]))
-        boxes = boxes / np.float32([width / size[1], height / size[0]] * 2)
+        boxes = np.clip(boxes[there], 0, np.array([width, height, width, height], np.float32))
+        boxes = boxes / np.array([width / size[1], height / size[0]] * 2, np.float32)
         masks = None
         if with_masks:
             masks = paste_masks(outputs[3][0][there], boxes, size) >= self.metadata['mask_threshold']

@@ -1,0 +1,1 @@
+"""Put ConvNeXt under existing pipelines; start reading in ``swap.py``."""

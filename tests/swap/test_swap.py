@@ -1,5 +1,6 @@
 """Other people's pipelines with our backbone: what the swap changes, what it refuses, and that the result trains."""
 
+import dataclasses
 import importlib.metadata
 import importlib.util
 import json
@@ -7,6 +8,7 @@ import re
 import subprocess
 import sys
 import types
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,13 @@ from mmengine.registry import MODELS, DefaultScope
 from test_layer_decay import settings
 
 from convnext_dense import ConvNeXt, ConvNeXtSharedHead, PyramidAdapter, UserError, swap_backbone
-from convnext_dense.swap.swap import Swap, build, difference
+from convnext_dense.swap.backbone import choose_stages
+from convnext_dense.swap.config_tree import REMOVED, Change, with_changes
+from convnext_dense.swap.diff import differences, overrides, table
+from convnext_dense.swap.formatting import as_source
+from convnext_dense.swap.probe import build_module
+from convnext_dense.swap.recipe import read_recipe
+from convnext_dense.swap.swap import swap_config
 from convnext_dense.weights.find import find_backbones
 
 pytest.importorskip('mmdet')
@@ -144,20 +152,92 @@ def test_several_backbones_and_wrapped_ones():
     lad = swapped('mmdet::lad/lad_r50-paa-r101_fpn_2xb8_coco_1x.py').model
     assert lad.backbone.type == lad.teacher_backbone.type == 'ConvNeXt' and lad.teacher_ckpt is None
     assert lad.neck.in_channels == lad.teacher_neck.in_channels == [80, 160, 320]
-    swap = Swap('mmdet::soft_teacher/soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco.py', 'atto')
-    inner = swap.cfg.model.detector
+    swap = swap_config('mmdet::soft_teacher/soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco.py', 'atto')
+    inner = swap.after.model.detector
     assert inner.neck.in_channels == [40, 80, 160, 320]
     # caffe preprocessing, two wrappers deep
-    assert swap.cfg.model.data_preprocessor.data_preprocessor.bgr_to_rgb is True
-    assert swap.cfg.model.data_preprocessor.data_preprocessor.mean == [123.675, 116.28, 103.53]
+    assert swap.after.model.data_preprocessor.data_preprocessor.bgr_to_rgb is True
+    assert swap.after.model.data_preprocessor.data_preprocessor.mean == [123.675, 116.28, 103.53]
+
+
+# --- what is run -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def forward_calls():
+    """Count the calls of ``forward`` that end, by type and numbers of input channels."""
+    calls = Counter()
+
+    def count(module, inputs, outputs):
+        if type(module).__name__ in ('ResNet', 'FPN', 'ConvNeXt', 'ChannelMapper'):
+            features = inputs[0] if isinstance(inputs[0], (list, tuple)) else [inputs[0]]
+            calls[type(module).__name__, tuple(feature.shape[1] for feature in features)] += 1
+
+    handle = torch.nn.modules.module.register_module_forward_hook(count)
+    yield calls
+    handle.remove()
+
+
+@pytest.mark.parametrize(
+    'name, neck, old_channels, new_channels',
+    [
+        (RETINANET, 'FPN', (256, 512, 1024, 2048), (80, 160, 320)),
+        (DINO, 'ChannelMapper', (512, 1024, 2048), (80, 160, 320)),
+    ],
+)
+def test_necks_run_once(forward_calls, name, neck, old_channels, new_channels):
+    """The old neck and the new one once each; the backbones in training and in testing."""
+    swapped(name)
+    assert forward_calls == {
+        ('ResNet', (3,)): 2,
+        (neck, old_channels): 1,
+        ('ConvNeXt', (3,)): 2,
+        (neck, new_channels): 1,
+    }
+
+
+@pytest.mark.parametrize(
+    'strides, last_stage, stages_and_output_stride',
+    [
+        ([4, 8, 16, 32], 3, ((0, 1, 2, 3), 32)),
+        ([32], 3, ((3,), 32)),
+        ([8, 16, 32], 3, ((1, 2, 3), 32)),
+        ([16], 3, ((3,), 16)),
+        ([4, 8, 8, 8], 3, ((0, 1, 2, 3), 8)),
+        ([4, 8, 8], 3, ((0, 2, 3), 8)),
+        ([8, 16], 3, ((1, 3), 16)),
+        ([16], 2, ((2,), 32)),
+        ([4, 4], 3, None),
+        ([2, 4], 3, None),
+        ([64], 3, None),
+        ([None], 3, None),
+        ([16, 16, 16, 16], 3, None),
+    ],
+)
+def test_choice_of_stages(strides, last_stage, stages_and_output_stride):
+    assert choose_stages(strides, last_stage) == stages_and_output_stride
+
+
+def test_changes_leave_the_config_alone():
+    cfg = Config(dict(model=dict(heads=[dict(in_channels=1), dict(in_channels=2, norm='BN')], neck=None)))
+    changes = [
+        Change(('heads', 1, 'in_channels'), 3),
+        Change(('heads', 1, 'norm'), REMOVED),
+        Change(('neck',), dict(type='FPN')),
+    ]
+    changed = with_changes(cfg, [change.below(('model',)) for change in changes])
+    assert changed.to_dict() == dict(
+        model=dict(heads=[dict(in_channels=1), dict(in_channels=3)], neck=dict(type='FPN'))
+    )
+    assert cfg.to_dict() == dict(model=dict(heads=[dict(in_channels=1), dict(in_channels=2, norm='BN')], neck=None))
 
 
 # --- the rest of the config ------------------------------------------------------------------------------------------
 
 
 def test_preprocessing():
-    before = Swap('mmdet::detr/detr_r50_8xb2-150e_coco.py', 'atto')
-    assert before.cfg.model.data_preprocessor.pad_size_divisor == 32
+    before = swap_config('mmdet::detr/detr_r50_8xb2-150e_coco.py', 'atto')
+    assert before.after.model.data_preprocessor.pad_size_divisor == 32
     cfg = swapped('mmdet::ssd/ssd300_coco.py')
     assert cfg.model.data_preprocessor.std == [58.395, 57.12, 57.375] and cfg.model.data_preprocessor.bgr_to_rgb is True
     yolox = swapped('mmdet::yolox/yolox_s_8xb8-300e_coco.py').model.data_preprocessor
@@ -165,13 +245,13 @@ def test_preprocessing():
 
 
 def test_old_weights_go():
-    swap = Swap('mmdet::faster_rcnn/faster-rcnn_r50-caffe_fpn_ms-1x_coco-person.py', 'atto')
-    assert swap.before.load_from and swap.cfg.load_from is None
+    swap = swap_config('mmdet::faster_rcnn/faster-rcnn_r50-caffe_fpn_ms-1x_coco-person.py', 'atto')
+    assert swap.before.load_from and swap.after.load_from is None
     assert any('load_from=' in note for note in swap.notes) and any(
         'no weights were given' in note for note in swap.notes
     )
-    swap = Swap(RETINANET, 'atto', weights='convnext_atto.pth')
-    assert swap.cfg.model.backbone.init_cfg == dict(type='Pretrained', checkpoint='convnext_atto.pth')
+    swap = swap_config(RETINANET, 'atto', weights='convnext_atto.pth')
+    assert swap.after.model.backbone.init_cfg == dict(type='Pretrained', checkpoint='convnext_atto.pth')
     assert not swap.notes
 
 
@@ -186,9 +266,9 @@ def test_optimizer_stays_without_names_of_the_old_backbone():
     assert cfg.optim_wrapper.optimizer == before.optim_wrapper.optimizer
     cfg = Config.fromfile(cfg_path('mmseg', 'beit/beit-base_upernet_8xb2-160k_ade20k-640x640.py'))
     cfg.model.backbone.update(img_size=64, num_layers=4, out_indices=[0, 1, 2, 3])  # less to compute
-    beit = Swap(cfg, 'atto')
-    assert beit.cfg.model.neck is None
-    assert 'constructor' not in beit.cfg.optim_wrapper and 'paramwise_cfg' not in beit.cfg.optim_wrapper
+    beit = swap_config(cfg, 'atto')
+    assert beit.after.model.neck is None
+    assert 'constructor' not in beit.after.optim_wrapper and 'paramwise_cfg' not in beit.after.optim_wrapper
     assert any('LayerDecayOptimizerConstructor counted layers of the old backbone' in note for note in beit.notes)
 
 
@@ -214,12 +294,45 @@ def test_recipe():
     assert yolox.optim_wrapper.optimizer.lr == pytest.approx(4e-4), 'its base batch is 64'
 
 
+@pytest.mark.parametrize(
+    'arch, decay_rate, drop_path_of_detectors, drop_path_of_segmentors',
+    [
+        ('tiny', 0.7, 0.4, 0.4),
+        ('small', 0.7, 0.6, 0.3),
+        ('base', 0.8, 0.7, 0.4),
+        ('large', 0.7, 0.7, 0.4),
+        ('xlarge', 0.7, 0.8, 0.4),
+        ('atto', 0.7, 0.4, 0.4),
+        (MICRO, 0.7, 0.4, 0.4),
+    ],
+)
+def test_recipes_of_the_archs(arch, decay_rate, drop_path_of_detectors, drop_path_of_segmentors):
+    """Official numbers of Cascade Mask R-CNN and UperNet; an arch without a recipe takes that of tiny."""
+    optimizer = dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05)
+    common = dict(layer_scale_init_value=1.0, optimizer=optimizer, wrapper_type='AmpOptimWrapper', batch_size=16)
+    assert dataclasses.asdict(read_recipe(arch, segmentation=False)) == dict(
+        common,
+        drop_path_rate=drop_path_of_detectors,
+        paramwise_cfg=dict(decay_type='layer_wise', decay_rate=decay_rate),
+    )
+    assert dataclasses.asdict(read_recipe(arch, segmentation=True)) == dict(
+        common, drop_path_rate=drop_path_of_segmentors, paramwise_cfg=dict(decay_type='stage_wise', decay_rate=0.9)
+    )
+
+
+def test_recipe_of_an_arch_that_stays():
+    """Drop path and layer decay are both those of the ConvNeXt that is there."""
+    cfg = swap_backbone(swapped(RETINANET, 'base'), recipe=True)
+    assert cfg.model.backbone.arch == 'base' and cfg.model.backbone.drop_path_rate == 0.7
+    assert cfg.optim_wrapper.paramwise_cfg.decay_rate == 0.8
+
+
 def test_recipe_keeps_keys_of_other_modules():
     cfg = swapped('mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py', recipe=True)
     keys = cfg.optim_wrapper.paramwise_cfg.custom_keys
     assert set(keys) == {'query_embed', 'query_feat', 'level_embed'}
     with DefaultScope.overwrite_default_scope('mmdet'):
-        model = build(cfg.model, 'cpu')
+        model = build_module(cfg.model)
     rates = settings(model, cfg.optim_wrapper.paramwise_cfg.to_dict(), lr=1.0)
     assert rates['panoptic_head.query_embed.weight'] == (1.0, 0.0)
     assert rates['backbone.downsample_layers.0.0.weight'] == (pytest.approx(0.7**6), 0.05)
@@ -304,6 +417,14 @@ def test_wrong_channels_are_refused():
         swap_backbone(cfg, 'atto')
 
 
+def test_a_backbone_that_nothing_follows_is_refused():
+    cfg = Config.fromfile(cfg_path('mmdet', 'retinanet/retinanet_r50_fpn_1x_coco.py'))
+    for key in ('neck', 'bbox_head'):
+        del cfg.model[key]
+    with pytest.raises(UserError, match='nothing next to backbone takes its features'):
+        swap_backbone(cfg, 'atto')
+
+
 # --- written configs -------------------------------------------------------------------------------------------------
 
 
@@ -328,7 +449,7 @@ def test_written_config_moves(tmp_path, monkeypatch, tool):
 def test_difference():
     before = dict(a=1, b=dict(x=1, y=2), c=dict(type='A', z=dict(k=1, l=2)), d=[1], e=None, f=(1,))
     after = dict(a=1, b=dict(x=1), c=dict(type='A', z=dict(k=3, l=2)), d=dict(n=1), e=dict(n=1), f=[1], g=dict(n=1))
-    assert difference(before, after) == dict(
+    assert overrides(differences(before, after)) == dict(
         b=dict(_delete_=True, x=1),
         c=dict(z=dict(k=3)),
         d=dict(_delete_=True, n=1),
@@ -336,6 +457,47 @@ def test_difference():
         f=[1],
         g=dict(n=1),
     )
+
+
+def test_table():
+    before = dict(a=1, b=dict(type='A', x=1, y=2), c=dict(type='A', z=[1]), d=[1])
+    after = dict(a=1, b=dict(type='A', x=3), c=dict(type='B', z=(1,)), d=[1], e=dict(n=1))
+    assert table(differences(before, after), ['read this']).splitlines() == [
+        '     before         after',
+        'b.x  1              3',
+        'b.y  2              (removed)',
+        'c    A(z=[1])       B(z=(1,))',
+        'e                   dict(n=1)',
+        'note: read this',
+    ]
+
+
+def test_long_values_are_broken_into_lines():
+    value = dict(name='x' * 60, items=[dict(a=1), 'y' * 60], pair=(1,))
+    text = as_source(value, column=8)
+    assert text == (f"dict(\n    name='{'x' * 60}',\n    items=[dict(a=1), '{'y' * 60}'],\n    pair=(1,),\n)")
+    assert as_source({'a b': [1]}, column=0) == "{'a b': [1]}"
+
+
+@pytest.mark.parametrize('name', ['c4', 'retinanet', 'deeplab'])
+def test_configs_written_by_0_1_0_train(sweep, name):
+    """They were written by tools/swap_backbone.py of that version, with --arch atto, two of them with --recipe."""
+    cfg = Config.fromfile(ROOT / 'tests' / 'reference' / 'v0_1_0' / f'swapped_{name}.py')
+    assert cfg.model.backbone.type == 'ConvNeXt'
+    received = train_a_step(sweep, cfg)
+    first_head = dict(c4='rpn_head', retinanet='bbox_head', deeplab='decode_head')[name]
+    sizes = dict(
+        c4=[[8, 8]],
+        retinanet=[[16, 16], [8, 8], [4, 4], [2, 2], [1, 1]],
+        deeplab=[[32, 32], [16, 16], [16, 16]],
+    )[name]
+    assert received[first_head][: len(sizes)] == sizes
+    if name != 'c4':
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            model = build_module(cfg.model)
+        rates = settings(model, cfg.optim_wrapper.paramwise_cfg.to_dict(), lr=1.0)
+        stem_rate = dict(retinanet=0.7**6, deeplab=0.9**6)[name]
+        assert rates['backbone.downsample_layers.0.0.weight'] == (pytest.approx(stem_rate), 0.05)
 
 
 def test_own_config_is_not_overwritten(tmp_path, tool):
@@ -379,16 +541,16 @@ THEIRS = (
 
 @pytest.mark.parametrize('name', THEIRS)
 def test_convnext_of_mmpretrain_without_it(name):
-    swap = Swap(name)
-    old, new = swap.before.model.backbone, swap.cfg.model.backbone
+    swap = swap_config(name)
+    old, new = swap.before.model.backbone, swap.after.model.backbone
     assert old.type == 'mmpretrain.ConvNeXt'
     assert new == dict(
         type='ConvNeXt', arch='tiny', drop_path_rate=0.4, layer_scale_init_value=1.0, init_cfg=old.init_cfg
     )
-    assert swap.cfg.custom_imports.imports == ['convnext_dense']
-    assert swap.cfg.optim_wrapper.constructor == 'ConvNeXtLayerDecayConstructor'
-    assert swap.cfg.optim_wrapper.paramwise_cfg.decay_rate == swap.before.optim_wrapper.paramwise_cfg.decay_rate
-    assert swap.cfg.model.get('neck') == swap.before.model.get('neck')
+    assert swap.after.custom_imports.imports == ['convnext_dense']
+    assert swap.after.optim_wrapper.constructor == 'ConvNeXtLayerDecayConstructor'
+    assert swap.after.optim_wrapper.paramwise_cfg.decay_rate == swap.before.optim_wrapper.paramwise_cfg.decay_rate
+    assert swap.after.model.get('neck') == swap.before.model.get('neck')
     assert not swap.notes
 
 
@@ -398,9 +560,9 @@ def test_equals_mmpretrain(name):
         import mmpretrain.models  # noqa: F401
     except Exception as error:
         pytest.skip(f'mmpretrain 1.2.0 cannot be imported here: {error}')
-    swap = Swap(name)
-    with DefaultScope.overwrite_default_scope(swap.cfg.default_scope):
-        theirs, ours = (MODELS.build(dict(cfg.model.backbone, init_cfg=None)) for cfg in (swap.before, swap.cfg))
+    swap = swap_config(name)
+    with DefaultScope.overwrite_default_scope(swap.after.default_scope):
+        theirs, ours = (MODELS.build(dict(cfg.model.backbone, init_cfg=None)) for cfg in (swap.before, swap.after))
     theirs.eval(), ours.eval()  # theirs returns None
     assert isinstance(ours, ConvNeXt) and type(theirs).__module__.startswith('mmpretrain')
     generator = torch.Generator().manual_seed(0)

@@ -36,9 +36,8 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
 
-from convnext_dense import ConvNeXt, UserError
-from convnext_dense.models.adapters import PyramidAdapter
-from convnext_dense.swap.swap import build, swap_backbone
+from convnext_dense import ConvNeXt, PyramidAdapter, UserError, swap_backbone
+from convnext_dense.swap.probe import build_module
 
 TOOLKITS = ('mmdet', 'mmseg')
 SIZES = (128, 320)  # of the images; the next one, then its own, where a model needs larger ones
@@ -92,24 +91,14 @@ def sweep(args: argparse.Namespace) -> int:
         arch=None if args.no_swap else args.arch,
         versions={name: importlib.import_module(name).__version__ for name in ('torch', 'mmengine', 'mmcv', *TOOLKITS)},
     )
-    todo, taken = [], collections.Counter()
-    for key, configs in groups.items():
-        if args.only not in configs[0]:
-            continue
-        rank = taken[family(configs[0])]
-        taken[family(configs[0])] += 1
-        outcome = results['models'].get(key, {}).get('outcome')
-        again = outcome and (args.again == outcome or (args.again == 'not-run' and outcome != 'runs'))
-        if (not outcome or again) and (not args.per_family or rank < args.per_family):
-            todo.append((rank, key, configs))
-    todo.sort(key=lambda item: item[0])  # the first of every family first
-    for number, (_, key, configs) in enumerate(todo):
-        # Many differ in their old backbone alone: such a model is trained once, the swap is done for each.
-        trained = (
-            {model['swapped']: model for model in results['models'].values() if model['outcome'] == 'runs'}
-            if args.baseline
-            else {}
-        )
+    todo = models_to_do(groups, results['models'], args)
+    for number, (key, configs) in enumerate(todo):
+        trained = {}
+        if args.baseline:
+            # Many differ in their old backbone alone: such a model is trained once, the swap is done for each.
+            for model in results['models'].values():
+                if model['outcome'] == 'runs':
+                    trained[model['swapped']] = model
         result = run_apart(one_model, args.cpu_seconds, args.memory, configs[0], args, known.get(key), trained)
         results['models'][key] = dict(configs=configs, **result)
         write(args.out, results)
@@ -123,6 +112,24 @@ def sweep(args: argparse.Namespace) -> int:
     if args.publish and args.baseline:
         publish(args.publish, baseline, results)
     return sum(model['outcome'] == 'fails' for model in results['models'].values()) if args.baseline else 0
+
+
+def models_to_do(groups: dict[str, list[str]], done: dict[str, dict], args: argparse.Namespace) -> list[tuple]:
+    """Return (key, configs) of the models that the options ask for, the first of every family first."""
+    todo, seen_of_family = [], collections.Counter()
+    for key, configs in groups.items():
+        if args.only not in configs[0]:
+            continue
+        rank = seen_of_family[family(configs[0])]
+        seen_of_family[family(configs[0])] += 1
+        if args.per_family and rank >= args.per_family:
+            continue
+        outcome = done.get(key, {}).get('outcome')
+        is_asked_again = args.again == outcome or (args.again == 'not-run' and outcome != 'runs')
+        if outcome is None or is_asked_again:
+            todo.append((rank, key, configs))
+    todo.sort(key=lambda entry: entry[0])
+    return [(key, configs) for _, key, configs in todo]
 
 
 def same_models() -> tuple[dict[str, list[str]], dict[str, str]]:
@@ -176,15 +183,16 @@ def run_apart(function, cpu_seconds: int, memory: float, *args) -> dict:
     child = context.Process(target=_child, args=(theirs, cpu_seconds, memory, function, args))
     child.start()
     theirs.close()
-    result, waited, last = None, 0.0, time.monotonic()
+    result, waited, last_look = None, 0.0, time.monotonic()
     while result is None and waited < 5 * cpu_seconds:
         try:
             if ours.poll(1):
                 result = ours.recv()
         except EOFError:
             break
-        now = time.monotonic()
-        waited, last = waited + min(now - last, 2), now
+        look = time.monotonic()
+        waited += min(look - last_look, 2)
+        last_look = look
     if result is None:
         child.kill()
     child.join()
@@ -235,8 +243,12 @@ def one_model(name: str, args: argparse.Namespace, known: dict | None, trained: 
     before = cfg
     if not args.no_swap:
         cfg = swap_backbone(before, args.arch)
-    own = [n if isinstance(n, int) else max(n) for n in _values(before.model.to_dict(), 'img_size') if n]
-    sizes = [known['size']] if known else sorted({*SIZES, *(own or [512])})
+    if known:
+        sizes = [known['size']]
+    else:
+        image_sizes = [value for value in _values(before.model.to_dict(), 'img_size') if value]
+        largest_sides = [value if isinstance(value, int) else max(value) for value in image_sizes]
+        sizes = sorted({*SIZES, *(largest_sides or [512])})
     key = hash_of(name, cfg)
     if key in trained and trained[key]['size'] in sizes:
         compare(known['received'], trained[key]['received'], trained[key]['size'])
@@ -269,7 +281,7 @@ def train_and_predict(cfg: Config, size: int, initialised: bool) -> dict[str, li
     preprocessor.pop('batch_augments', None)  # they draw sizes
     if preprocessor.get('type', '').endswith('SegDataPreProcessor'):
         preprocessor.update(size=(size, size), size_divisor=None)
-    model = build(Config(dict(model=model_cfg)).model, 'cpu')
+    model = build_module(Config(dict(model=model_cfg)).model)
     if hasattr(model, 'set_epoch'):
         model.set_epoch(0)  # as a hook does in training
     if initialised:
@@ -367,24 +379,26 @@ def compare(received: dict[str, list], found: dict[str, list], size: int) -> Non
     that made a pyramid may go.
     """
     for name, maps in received.items():
-        now = found.get(name)
+        new_maps = found.get(name)
         is_neck = name.removesuffix('.0').endswith('neck')
         if is_neck and f'{name} adapted' in found:
-            now = found.get(f'{name}.1', maps)
-        if now is None:
-            part = name.split('.')[0 if not name.startswith('detector.') else 1]
-            if 'neck' not in part and not any(part in other.split('.') for other in found):
+            new_maps = found.get(f'{name}.1', maps)
+        if new_maps is None:
+            parts = name.split('.')
+            part = parts[1] if parts[0] == 'detector' else parts[0]
+            is_reached = any(part in other.split('.') for other in found)
+            if 'neck' not in part and not is_reached:
                 raise ValueError(f'{name} received {maps} and now nothing in {part} does')
             continue
         if is_neck and any(other.startswith(f'{name}.') for other in received):
-            maps = maps[max(len(maps) - len(now), 0) :]
-        if len(maps) != len(now) or not all(map(same_stride, maps, now, [size] * len(maps))):
-            raise ValueError(f'{name} received {maps} and now {now}')
+            maps = maps[max(len(maps) - len(new_maps), 0) :]
+        if len(maps) != len(new_maps) or not all(same_stride(*pair, size) for pair in zip(maps, new_maps)):
+            raise ValueError(f'{name} received {maps} and now {new_maps}')
 
 
-def same_stride(before: list[int], now: list[int], size: int) -> bool:
+def same_stride(before: list[int], after: list[int], size: int) -> bool:
     """Equal height and width; one position more or less where the old one was no whole part of the image."""
-    return all(a == b or (size % a and abs(a - b) <= 1) for a, b in zip(before, now))
+    return all(a == b or (size % a and abs(a - b) <= 1) for a, b in zip(before, after))
 
 
 def samples(model_cfg: dict, size: int, count: int, masks: bool, training: bool = True) -> dict:
