@@ -14,7 +14,7 @@ QUICK ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow test-mmcv install lint clean
+.PHONY: demo test test-slow test-export test-mmcv install lint clean
 
 demo: $(STAMP)
 	$(BIN)/python tools/demo.py $(DEMO_DIR) $(if $(filter-out 0,$(QUICK)),--quick)
@@ -24,6 +24,9 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+test-export: $(STAMP)
+	$(BIN)/python -m pytest -m export
 
 # The provided operators against the compiled ones, in an environment of its own.
 test-mmcv:
