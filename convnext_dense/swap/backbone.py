@@ -135,7 +135,8 @@ def fit_backbone(
     chosen = choose_stages(strides, last_stage) if may_use_stages else None
     adapter = None
     if chosen is None:
-        stages, output_stride = _stages_for_adapter(site, wanted), STAGE_STRIDES[-1]
+        stages = _stages_for_adapter(site, wanted)
+        output_stride = STAGE_STRIDES[-1]
         channels = resolve_arch(new.arch)[1]
         adapter = ConfigDict(
             type='PyramidAdapter',
@@ -171,7 +172,7 @@ def choose_stages(strides: Sequence[int | None], last_stage: int = LAST_STAGE) -
         The stages and ``output_stride``; None if no stages of any ``output_stride`` have these strides.
     """
     for output_stride in (32, 16, 8):
-        stages = []
+        stages: list[int] = []
         num_available = last_stage + 1
         for stride in reversed(strides):
             candidates = [stage for stage in range(num_available) if min(STAGE_STRIDES[stage], output_stride) == stride]
