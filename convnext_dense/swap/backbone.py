@@ -135,7 +135,8 @@ def fit_backbone(
     chosen = choose_stages(strides, last_stage) if may_use_stages else None
     adapter = None
     if chosen is None:
-        stages, output_stride = _stages_for_adapter(site, wanted), STAGE_STRIDES[-1]
+        stages = _stages_for_adapter(site, wanted)
+        output_stride = STAGE_STRIDES[-1]
         channels = resolve_arch(new.arch)[1]
         adapter = ConfigDict(
             type='PyramidAdapter',

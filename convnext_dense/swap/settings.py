@@ -51,7 +51,7 @@ def preprocessing_changes(cfg: Config) -> tuple[list[Change], list[str]]:
             values['pad_size_divisor'] = LARGEST_STRIDE if LARGEST_STRIDE % divisor == 0 else divisor * LARGEST_STRIDE
         changes += [Change((*path, key), value) for key, value in values.items()]
         if old_mean is not None and list(old_mean) != list(MEAN):
-            changes += _filling_changes(cfg, old_mean)
+            changes += _normalization_changes(cfg, old_mean)
     return changes, notes
 
 
@@ -123,11 +123,17 @@ def _preprocessors(cfg: Config) -> list[tuple[ConfigPath, ConfigDict]]:
     return found
 
 
-def _filling_changes(cfg: Config, old_mean: Sequence[float]) -> list[Change]:
-    """Return the changes of the steps of the pipelines that fill borders with the mean of the raw image."""
+def _normalization_changes(cfg: Config, old_mean: Sequence[float]) -> list[Change]:
+    """Return the changes of other normalizations by the old mean, such as ``img_norm_cfg`` of a tracker.
+
+    Steps of pipelines are left as they are: ``Expand`` goes on to fill borders with the mean that it names.
+    """
     changes = []
     for path, part in nested_dicts(cfg._cfg_dict):
-        if 'to_rgb' in part and 'mean' in part and sorted(part['mean']) == sorted(old_mean):
+        is_value_of_a_key = bool(path) and isinstance(path[-1], str)
+        if not is_value_of_a_key or 'to_rgb' not in part or 'mean' not in part:
+            continue
+        if sorted(part['mean']) == sorted(old_mean):
             changes.append(Change((*path, 'mean'), list(MEAN)))
             changes.append(Change((*path, 'to_rgb'), True))
             if 'std' in part:
