@@ -287,6 +287,7 @@ def test_unsupported_mmcv_ends_without_traceback(official_names, tmp_path):
     script = (
         "import runpy, sys, mmcv; mmcv.__version__ = '2.2.0'; "
         f"sys.argv = ['train.py', {str(CASCADE_B)!r}, '--work-dir', {str(tmp_path)!r}]; "
+        f'sys.path[0] = {str(ROOT / "tools")!r}; '
         f"runpy.run_path({str(ROOT / 'tools/train.py')!r}, run_name='__main__')"
     )
     done = subprocess.run(
