@@ -1,7 +1,7 @@
 """Build mmcv with its compiled operators against the torch of this environment, or take such a build from the cache.
 
-Not needed for the models of mmdet and mmseg: convnext_dense/mmcv_ops provides their operators. Needed for the others, and
-for mmcv's own kernels on a GPU. Takes the place of mmcv-lite.
+Not needed for the models of mmdet and mmseg: convnext_dense/mmcv_ops provides their operators. Needed for the others,
+and for mmcv's own kernels on a GPU. Takes the place of mmcv-lite.
 
 mmcv publishes no wheel for current torch, and an isolated build (where torch is absent) silently leaves the operators
 out. The wheel built here is kept in the user's cache, keyed by everything its binary depends on, so that the next
