@@ -1,10 +1,7 @@
 # ADE20K semantic segmentation, 160k iterations, as in the official ConvNeXt segmentation code; crops of 512.
 # The import: see upernet.py.
 _base_ = __import__('convnext_dense') and [
-    'mmseg::_base_/datasets/ade20k.py',
-    'mmseg::_base_/default_runtime.py',
-    'mmseg::_base_/schedules/schedule_160k.py',
-]
+    'mmseg::_base_/datasets/ade20k.py', 'mmseg::_base_/default_runtime.py', 'mmseg::_base_/schedules/schedule_160k.py']
 
 # $CONVNEXT_DENSE_DATA is the folder that holds ade/ (and coco/); --cfg-options data_root=... moves this one alone.
 data_root = '{{$CONVNEXT_DENSE_DATA:data}}/ade/ADEChallengeData2016'
@@ -24,6 +21,5 @@ optim_wrapper = dict(
     type='AmpOptimWrapper',
     constructor='ConvNeXtLayerDecayConstructor',
     paramwise_cfg=dict(decay_type='stage_wise', decay_rate=0.9),
-    optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
-)
+    optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05))
 auto_scale_lr = dict(enable=False, base_batch_size=16)

@@ -4,5 +4,4 @@ optim_wrapper = dict(
     type='OptimWrapper',
     constructor='DefaultOptimWrapperConstructor',
     paramwise_cfg=dict(_delete_=True, **_base_.swin_no_decay),
-    optimizer=dict(lr=6e-5, weight_decay=0.01),
-)
+    optimizer=dict(lr=6e-5, weight_decay=0.01))

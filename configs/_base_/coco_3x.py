@@ -19,8 +19,7 @@ train_pipeline = [
                 dict(type='RandomCrop', crop_type='absolute_range', crop_size=(384, 600), allow_negative_crop=True),
                 dict(type='RandomChoiceResize', scales=sizes, keep_ratio=True),
             ],
-        ],
-    ),
+        ]),
     dict(type='PackDetInputs'),
 ]
 train_dataloader = dict(batch_size=2, dataset=dict(data_root=data_root, pipeline=train_pipeline))
@@ -42,7 +41,6 @@ optim_wrapper = dict(
     type='AmpOptimWrapper',
     constructor='ConvNeXtLayerDecayConstructor',
     paramwise_cfg=dict(decay_type='layer_wise', decay_rate=0.9),
-    optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
-)
+    optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05))
 # 8 GPUs x 2 images; `--auto-scale-lr` scales the rate linearly for other batches.
 auto_scale_lr = dict(enable=False, base_batch_size=16)

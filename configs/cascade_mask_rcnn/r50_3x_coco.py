@@ -3,13 +3,6 @@ _base_ = ['../_base_/cascade_mask_rcnn.py', '../_base_/coco_3x_swin.py']
 weights = 'torchvision://resnet50'
 model = dict(
     backbone=dict(
-        _delete_=True,
-        type='mmdet.ResNet',
-        depth=50,
-        frozen_stages=1,
-        norm_eval=True,
-        style='pytorch',
-        init_cfg=dict(type='Pretrained', checkpoint=weights),
-    ),
-    neck=dict(in_channels=[256, 512, 1024, 2048]),
-)
+        _delete_=True, type='mmdet.ResNet', depth=50, frozen_stages=1, norm_eval=True,
+        style='pytorch', init_cfg=dict(type='Pretrained', checkpoint=weights)),
+    neck=dict(in_channels=[256, 512, 1024, 2048]))

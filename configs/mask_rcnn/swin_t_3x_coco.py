@@ -2,14 +2,6 @@ _base_ = ['../_base_/mask_rcnn.py', '../_base_/coco_3x_swin.py']
 weights = 'https://github.com/SwinTransformer/storage/releases/download/v1.0.0/swin_tiny_patch4_window7_224.pth'
 model = dict(
     backbone=dict(
-        _delete_=True,
-        type='mmdet.SwinTransformer',
-        embed_dims=96,
-        depths=[2, 2, 6, 2],
-        num_heads=[3, 6, 12, 24],
-        drop_path_rate=0.2,
-        convert_weights=True,
-        init_cfg=dict(type='Pretrained', checkpoint=weights),
-    ),
-    neck=dict(in_channels=[96, 192, 384, 768]),
-)
+        _delete_=True, type='mmdet.SwinTransformer', embed_dims=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24],
+        drop_path_rate=0.2, convert_weights=True, init_cfg=dict(type='Pretrained', checkpoint=weights)),
+    neck=dict(in_channels=[96, 192, 384, 768]))

@@ -3,6 +3,5 @@ weights = 'https://dl.fbaipublicfiles.com/convnext/convnext_base_1k_224.pth'
 model = dict(
     backbone=dict(arch='base', drop_path_rate=0.4, init_cfg=dict(type='Pretrained', checkpoint=weights)),
     decode_head=dict(in_channels=[128, 256, 512, 1024]),
-    auxiliary_head=dict(in_channels=512),
-)
+    auxiliary_head=dict(in_channels=512))
 optim_wrapper = dict(optimizer=dict(lr=1e-4))

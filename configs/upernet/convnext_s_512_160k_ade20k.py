@@ -3,6 +3,5 @@ weights = 'https://dl.fbaipublicfiles.com/convnext/convnext_small_1k_224.pth'
 model = dict(
     backbone=dict(arch='small', drop_path_rate=0.3, init_cfg=dict(type='Pretrained', checkpoint=weights)),
     decode_head=dict(in_channels=[96, 192, 384, 768]),
-    auxiliary_head=dict(in_channels=384),
-)
+    auxiliary_head=dict(in_channels=384))
 optim_wrapper = dict(optimizer=dict(lr=1e-4))

@@ -4,14 +4,7 @@ weights = 'https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/swin/swin
 model = dict(
     test_cfg=dict(_delete_=True, mode='whole'),  # whole images, as Swin's authors test
     backbone=dict(
-        _delete_=True,
-        type='mmseg.SwinTransformer',
-        embed_dims=128,
-        depths=[2, 2, 18, 2],
-        num_heads=[4, 8, 16, 32],
-        drop_path_rate=0.3,
-        init_cfg=dict(type='Pretrained', checkpoint=weights),
-    ),
+        _delete_=True, type='mmseg.SwinTransformer', embed_dims=128, depths=[2, 2, 18, 2], num_heads=[4, 8, 16, 32],
+        drop_path_rate=0.3, init_cfg=dict(type='Pretrained', checkpoint=weights)),
     decode_head=dict(in_channels=[128, 256, 512, 1024]),
-    auxiliary_head=dict(in_channels=512),
-)
+    auxiliary_head=dict(in_channels=512))
