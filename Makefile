@@ -3,15 +3,18 @@ PYTHON ?= python3
 # openmmlab, or onedl: the maintained forks with the same import names, in an environment of their own.
 TOOLKIT ?= openmmlab
 VENV ?= $(if $(filter onedl,$(TOOLKIT)),.venv-onedl,.venv)
-MMCV := $(if $(filter onedl,$(TOOLKIT)),onedl-mmcv,mmcv)
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+# lite: mmcv without compiled operators; convnext_dense/mmcv_ops provides them. build: compile them, 10 to 30 minutes.
+# An environment that was built stays so.
+MMCV ?= $(if $(wildcard $(VENV)/.installed-build),build,lite)
+STAMP := $(VENV)/.installed-$(MMCV)
+MMCV_DIST := $(if $(filter onedl,$(TOOLKIT)),onedl-mmcv,mmcv)
 DEMO_DIR ?= demo
 QUICK ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow install lint clean
+.PHONY: demo test test-slow test-export test-mmcv install lint clean
 
 demo: $(STAMP)
 	$(BIN)/python tools/demo.py $(DEMO_DIR) $(if $(filter-out 0,$(QUICK)),--quick)
@@ -22,10 +25,21 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
+test-export: $(STAMP)
+	$(BIN)/python -m pytest -m export
+
+# The provided operators against the compiled ones, in an environment of its own.
+test-mmcv:
+	$(MAKE) VENV=.venv-mmcv TOOLKIT=openmmlab MMCV=build install
+	.venv-mmcv/bin/python -m pytest tests/mmcv_ops/compiled.py
+
 install: $(STAMP)
 
 lint: $(STAMP)
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 # Steps that are done already cost nothing: the stamp is newer than everything it was made from.
 $(STAMP): setup.cfg pyproject.toml constraints.txt tools/install_mmcv.py
@@ -33,12 +47,19 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt tools/install_mmcv.py
 	  { echo "error: $(PYTHON) is older than Python 3.10: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	  { echo "error: $(PYTHON) -m venv failed (Debian / Ubuntu: apt-get install python3-venv)"; exit 1; }
-	@$(BIN)/python tools/install_mmcv.py --refuse-mixture $(MMCV)
+	@case $(MMCV) in lite|build) ;; *) echo "error: MMCV=$(MMCV) is neither lite nor build"; exit 1;; esac
+	@$(BIN)/python tools/install_mmcv.py --refuse-mixture $(MMCV_DIST)
 	$(BIN)/python -m pip install -q uv
-	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt torch torchvision setuptools wheel ninja psutil
+	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt torch torchvision setuptools psutil
+	@# These own the same folder: the one that is there goes first.
+	@$(BIN)/uv pip uninstall -q --python $(BIN)/python mmcv mmcv-lite onedl-mmcv 2> /dev/null
 	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e '.[$(TOOLKIT),demo,test]'
-	$(BIN)/python tools/install_mmcv.py $(MMCV)
+ifeq ($(MMCV),build)
+	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt wheel ninja
+	$(BIN)/python tools/install_mmcv.py $(MMCV_DIST)
+endif
+	@rm -f $(VENV)/.installed*
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-onedl $(DEMO_DIR) work_dirs build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-onedl .venv-mmcv $(DEMO_DIR) work_dirs build dist *.egg-info .pytest_cache .ruff_cache

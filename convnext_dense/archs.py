@@ -21,6 +21,15 @@ ARCHS: dict[str, dict[str, tuple[int, ...]]] = {
 }
 
 NUM_STAGES = 4
+DEFAULT_KERNEL_SIZE = 7
+
+# The isotropic models of the V1 paper (section 3.3, Table 2; official code, models/convnext_isotropic.py): blocks,
+# channels and initial layer scale; 0 is none.
+ISOTROPIC_ARCHS: dict[str, dict[str, int | float]] = {
+    'small': dict(depth=18, channels=384, layer_scale_init_value=0.0),
+    'base': dict(depth=18, channels=768, layer_scale_init_value=0.0),
+    'large': dict(depth=36, channels=1024, layer_scale_init_value=1e-6),
+}
 
 
 def resolve_arch(arch: str | dict) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -44,6 +53,29 @@ def resolve_arch(arch: str | dict) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return depths, channels
 
 
+def resolve_isotropic_arch(arch: str | dict) -> tuple[int, int, float]:
+    """Blocks, channels and initial layer scale of an isotropic ConvNeXt, of an arch name or a dict.
+
+    Raises:
+        UserError: There is no such arch.
+    """
+    if isinstance(arch, str):
+        if arch.lower() not in ISOTROPIC_ARCHS:
+            raise UserError(
+                f'ConvNeXtIsotropic has no arch {arch!r}: use one of {", ".join(ISOTROPIC_ARCHS)}, or a dict such as '
+                'dict(depth=18, channels=384)'
+            )
+        arch = ISOTROPIC_ARCHS[arch.lower()]
+    sizes = dict(arch)
+    layer_scale_init_value = float(sizes.pop('layer_scale_init_value', 0.0))
+    if set(sizes) != {'depth', 'channels'} or not all(type(size) is int and size > 0 for size in sizes.values()):
+        raise UserError(
+            'a ConvNeXtIsotropic arch given as a dict needs depth and channels, positive whole numbers, found '
+            f'{dict(arch)}'
+        )
+    return sizes['depth'], sizes['channels'], layer_scale_init_value
+
+
 def resolve_out_indices(out_indices: int | Sequence[int]) -> tuple[int, ...]:
     """Stages to output, as ascending numbers from 0; negative ones count from the last stage."""
     indices = [out_indices] if isinstance(out_indices, int) else list(out_indices)
@@ -58,3 +90,12 @@ def resolve_out_indices(out_indices: int | Sequence[int]) -> tuple[int, ...]:
             f'{NUM_STAGES - 1} (or -{NUM_STAGES} to -1), each once and in ascending order'
         )
     return tuple(resolved)
+
+
+def arch_name(depths: tuple[int, ...], channels: tuple[int, ...]) -> str | dict[str, tuple[int, ...]]:
+    """Return the name of an arch, or its dict where it has none."""
+    arch = dict(depths=depths, channels=channels)
+    for name, known in ARCHS.items():
+        if known == arch:
+            return name
+    return arch

@@ -1,7 +1,7 @@
 """Parameters and FLOPs of whole models, by the counting rule of the published tables.
 
 One multiply-add is one FLOP. Matrix products, convolutions, normalisation and interpolation count; elementwise
-operators, data movement, pooling and RoIAlign do not. Every operator that runs must stand in one of the tables below:
+operators, data movement, pooling and RoIAlign do not. Every operator that runs must be in one of the tables below:
 another one is an error, so that nothing is left out silently. Tensors are on torch's meta device, which has shapes and
 no values: a count takes a second and next to no memory.
 """
@@ -12,6 +12,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,133 +53,35 @@ PER_ELEMENT: dict[str, int] = {
     'upsample_bilinear2d': 4,
     'upsample_bicubic2d': 16,
 }
-ZERO: frozenset[str] = frozenset(
-    {
-        # elementwise, also in place (with a trailing underscore)
-        'abs',
-        'add',
-        'addcmul',
-        'bitwise_not',
-        'clamp',
-        'clamp_min',
-        'cos',
-        'div',
-        'eq',
-        'erf',
-        'exp',
-        'floor',
-        'ge',
-        'gelu',
-        'gt',
-        'hardsigmoid',
-        'hardswish',
-        'hardtanh',
-        'le',
-        'leaky_relu',
-        'log',
-        'logical_and',
-        'logical_not',
-        'logical_or',
-        'lt',
-        'masked_fill',
-        'maximum',
-        'minimum',
-        'mul',
-        'ne',
-        'neg',
-        'pow',
-        'reciprocal',
-        'relu',
-        'rsqrt',
-        'rsub',
-        'sigmoid',
-        'silu',
-        'sin',
-        'softplus',
-        'sqrt',
-        'sub',
-        'tanh',
-        'where',
-        # reductions and softmax
-        '_log_softmax',
-        '_safe_softmax',
-        '_softmax',
-        'amax',
-        'amin',
-        'argmax',
-        'linalg_vector_norm',
-        'max',
-        'mean',
-        'min',
-        'sum',
-        # pooling
-        '_adaptive_avg_pool2d',
-        'avg_pool2d',
-        'max_pool2d_with_indices',
-        # making and moving data
-        '_reshape_alias',
-        '_to_copy',
-        '_unsafe_view',
-        'alias',
-        'arange',
-        'as_strided',
-        'cat',
-        'clone',
-        'constant_pad_nd',
-        'copy',
-        'detach',
-        'empty',
-        'empty_like',
-        'expand',
-        'fill',
-        'flip',
-        'full',
-        'full_like',
-        'im2col',
-        'index',
-        'index_select',
-        'lift_fresh',
-        'linspace',
-        'native_dropout',
-        'new_empty',
-        'new_full',
-        'new_ones',
-        'new_zeros',
-        'ones',
-        'ones_like',
-        'permute',
-        'pixel_shuffle',
-        'repeat',
-        'roll',
-        'scalar_tensor',
-        'select',
-        'slice',
-        'split',
-        'split_with_sizes',
-        'squeeze',
-        'stack',
-        't',
-        'transpose',
-        'tril',
-        'triu',
-        'unbind',
-        'unsqueeze',
-        'view',
-        'zero',
-        'zeros',
-        'zeros_like',
-    }
-)
+# These count zero; their forms that work in place (with a trailing underscore) as well.
+ELEMENTWISE = """
+    abs add addcmul bitwise_not clamp clamp_min cos div eq erf exp floor ge gelu gt hardsigmoid hardswish hardtanh
+    le leaky_relu log logical_and logical_not logical_or lt masked_fill maximum minimum mul ne neg pow reciprocal
+    relu rsqrt rsub sigmoid silu sin softplus sqrt sub tanh where
+"""
+REDUCTIONS = """
+    _log_softmax _safe_softmax _softmax amax amin argmax linalg_vector_norm max mean min sum
+"""
+POOLING = """
+    _adaptive_avg_pool2d avg_pool2d max_pool2d_with_indices
+"""
+DATA_MOVEMENT = """
+    _reshape_alias _to_copy _unsafe_view alias arange as_strided cat clone constant_pad_nd copy detach empty
+    empty_like expand fill flip full full_like im2col index index_select lift_fresh linspace native_dropout
+    new_empty new_full new_ones new_zeros ones ones_like permute pixel_shuffle repeat roll scalar_tensor select
+    slice split split_with_sizes squeeze stack t transpose tril triu unbind unsqueeze view zero zeros zeros_like
+"""
+ZERO = frozenset(f'{ELEMENTWISE} {REDUCTIONS} {POOLING} {DATA_MOVEMENT}'.split())
 
 
 @dataclass
 class Complexity:
-    """Of one model.
+    """Parameters and FLOPs of one model.
 
     Attributes:
         params: Parameters of backbone, neck and heads; auxiliary heads too, although they do not run in a test.
         flops: FLOPs of the same parts for one image.
-        attention: The FLOPs among them of products of one activation with another, as in attention.
+        attention: The part of the FLOPs that are products of one activation with another, as in attention.
         shape: (height, width) of the image.
     """
 
@@ -197,7 +100,13 @@ class Complexity:
 
 
 class _Counter(TorchDispatchMode):
-    """Counts every operator that runs inside; ``part`` is where the FLOPs go."""
+    """Counts every operator that runs inside.
+
+    Attributes:
+        part: The part of the model that is running.
+        flops: FLOPs of each part.
+        attention: FLOPs of products of one activation with another.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -207,24 +116,32 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        packet = func._overloadpacket
-        namespace, name = packet._qualified_op_name.split('::')
-        name = name.removesuffix('_')  # relu_ is relu in place
-        out = result[0] if isinstance(result, (tuple, list)) else result
-        if namespace != 'aten' or name not in PRODUCTS | ATTENTION_PRODUCTS | PER_ELEMENT and name not in ZERO:
-            raise UserError(
-                f'no rule says what the operator {packet._qualified_op_name} costs: add it to the tables '
-                'of convnext_dense/complexity.py'
-            )
+        operator = func._overloadpacket._qualified_op_name
+        output = result[0] if isinstance(result, (tuple, list)) else result
+        name = operator.removeprefix('aten::').removesuffix('_')  # relu_ is relu in place
         if name in ATTENTION_PRODUCTS:
-            flops = ATTENTION_PRODUCTS[name](out, *args)
+            flops = ATTENTION_PRODUCTS[name](output, *args)
             self.attention += flops
         elif name in PRODUCTS:
-            flops = PRODUCTS[name](out, *args)
+            flops = PRODUCTS[name](output, *args)
+        elif name in PER_ELEMENT:
+            flops = PER_ELEMENT[name] * output.numel()
+        elif name in ZERO:
+            flops = 0
         else:
-            flops = PER_ELEMENT.get(name, 0) * (out.numel() if isinstance(out, Tensor) else 0)
+            raise UserError(
+                f'no rule says what the operator {operator} costs: add it to the tables of convnext_dense/complexity.py'
+            )
         self.flops[self.part] += flops
         return result
+
+    def enter(self, part: str, *_: Any) -> None:
+        """Count for ``part`` from here; as a forward pre-hook of it."""
+        self.part = part
+
+    def leave(self, *_: Any) -> None:
+        """Count for the heads from here; as a forward hook."""
+        self.part = 'heads'
 
 
 class _NumbersOnCpu(TorchFunctionMode):
@@ -238,7 +155,7 @@ class _NumbersOnCpu(TorchFunctionMode):
 
 
 def build_on_meta(cfg: Config) -> nn.Module:
-    """The model of a config on the meta device: shapes without values.
+    """Build the model of a config on the meta device: shapes without values.
 
     Raises:
         UserError: The toolkit of the config is not installed.
@@ -251,18 +168,25 @@ def build_on_meta(cfg: Config) -> nn.Module:
 
 
 def image_shape(cfg: Config) -> tuple[int, int]:
-    """(height, width) that the published tables take for a config: 1280x800, and for segmentors the test scale."""
+    """Return the (height, width) of the published tables: 800x1280 for detectors, the test scale for segmentors.
+
+    Raises:
+        UserError: The test pipeline of a segmentor does not say how large images are.
+    """
     if 'decode_head' not in cfg.model:
         return DETECTOR_SHAPE
-    scale = [step.scale for step in cfg.test_dataloader.dataset.pipeline if step.type == 'Resize' and 'scale' in step]
-    if len(scale) != 1:
+    scales = []
+    for step in cfg.test_dataloader.dataset.pipeline:
+        if step.type == 'Resize' and 'scale' in step:
+            scales.append(step.scale)
+    if len(scales) != 1:
         raise UserError('the test pipeline has no Resize(scale=...) that says how large images are: give --shape')
-    width, height = scale[0]
+    width, height = scales[0]
     return height, width
 
 
 def count(cfg: Config, shape: tuple[int, int] | None = None) -> Complexity:
-    """Parameters and FLOPs of the detector or segmentor that a config describes, in a test on one image.
+    """Count the detector or segmentor of a config, in a test on one image.
 
     Args:
         cfg: A config of mmdet or mmseg.
@@ -276,25 +200,34 @@ def count(cfg: Config, shape: tuple[int, int] | None = None) -> Complexity:
 
 
 def count_classifier(arch: str, side: int) -> Complexity:
-    """The same for the ImageNet classifier of an arch: final norm, mean over the image, 1000 classes."""
+    """Count the ImageNet classifier of an arch: backbone, final norm, mean over the image, 1000 classes.
+
+    Args:
+        arch: Name of the arch.
+        side: Height and width of the image.
+    """
     with torch.device('meta'):
         backbone = ConvNeXt(arch, out_indices=3)
         model = nn.ModuleDict(dict(backbone=backbone, head=nn.Linear(backbone.channels[-1], 1000))).eval()
-    return _count(model, lambda model, x: model['head'](model['backbone'](x)[0].mean((-2, -1))), (side, side))
+    return _count(model, _run_classifier, (side, side))
 
 
-def _count(model: nn.Module, run: Callable[[nn.Module, Tensor], Any], shape: tuple[int, int]) -> Complexity:
+def _run_classifier(model: nn.ModuleDict, image: Tensor) -> None:
+    (features,) = model['backbone'](image)
+    model['head'](features.mean((-2, -1)))  # (N, C, H, W) -> (N, C)
+
+
+def _count(model: nn.Module, run: Callable[[Any, Tensor], Any], shape: tuple[int, int]) -> Complexity:
+    """Count a model on the meta device while ``run(model, image)`` runs it on an image (1, 3, height, width)."""
     counter = _Counter()
-    params = {
-        part: sum(p.numel() for p in getattr(model, part).parameters()) if hasattr(model, part) else 0
-        for part in PARTS[:2]
-    }
-    params['heads'] = sum(p.numel() for p in model.parameters()) - sum(params.values())
-    for part in PARTS[:2]:
-        if hasattr(model, part):
-            module = getattr(model, part)
-            module.register_forward_pre_hook(lambda *_, part=part: setattr(counter, 'part', part))
-            module.register_forward_hook(lambda *_: setattr(counter, 'part', 'heads'))
+    params = dict.fromkeys(PARTS, 0)
+    for name, part in model.named_children():
+        num_params = sum(param.numel() for param in part.parameters())
+        if name in ('backbone', 'neck'):
+            params[name] = num_params
+            part.register_forward_pre_hook(partial(counter.enter, name))
+            part.register_forward_hook(counter.leave)
+    params['heads'] = sum(param.numel() for param in model.parameters()) - params['backbone'] - params['neck']
     image = torch.empty(1, 3, *shape, device='meta')
     try:
         # The device is for what models make while they run.
@@ -309,28 +242,39 @@ def _count(model: nn.Module, run: Callable[[nn.Module, Tensor], Any], shape: tup
 
 
 def _run_model(model: nn.Module, image: Tensor) -> None:
-    """Everything between the image and the outputs of the heads, at fixed numbers of RoIs."""
-    if not hasattr(model, 'roi_head'):
+    """Run everything between the image and the outputs of the heads, at fixed numbers of RoIs."""
+    if hasattr(model, 'roi_head'):
+        _run_two_stages(model, image)
+    else:
         model(image, mode='tensor')
-        return
-    roi_head = model.roi_head
-    if type(roi_head).__name__ not in ('StandardRoIHead', 'CascadeRoIHead'):
+
+
+def _run_two_stages(model: nn.Module, image: Tensor) -> None:
+    from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
+
+    roi_head: Any = model.roi_head
+    if type(roi_head) not in (StandardRoIHead, CascadeRoIHead):  # subclasses run more than these do
         raise UserError(
             f'the rule of the published tables covers StandardRoIHead and CascadeRoIHead, not '
             f'{type(roi_head).__name__}: give a detector with one of these'
         )
-    features = model.extract_feat(image)
-    if model.with_rpn:
-        model.rpn_head(features)
-    for kind, number in (('bbox', NUM_BOX_ROIS), ('mask', NUM_MASK_ROIS)):
-        if not getattr(roi_head, f'with_{kind}'):
-            continue
-        stages = zip(_listed(getattr(roi_head, f'{kind}_roi_extractor')), _listed(getattr(roi_head, f'{kind}_head')))
-        for extractor, head in stages:
-            # RoIAlign, which counts zero.
-            rois = image.new_empty(number, extractor.out_channels, *extractor.roi_layers[0].output_size)
-            head(roi_head.shared_head(rois) if roi_head.with_shared_head else rois)
+    detector: Any = model
+    features = detector.extract_feat(image)
+    if detector.with_rpn:
+        detector.rpn_head(features)
+    if roi_head.with_bbox:
+        _run_roi_stages(roi_head, roi_head.bbox_roi_extractor, roi_head.bbox_head, NUM_BOX_ROIS, image)
+    if roi_head.with_mask:
+        _run_roi_stages(roi_head, roi_head.mask_roi_extractor, roi_head.mask_head, NUM_MASK_ROIS, image)
 
 
-def _listed(modules: nn.Module) -> list[nn.Module]:
+def _run_roi_stages(roi_head: Any, extractors: nn.Module, heads: nn.Module, num_rois: int, image: Tensor) -> None:
+    """Run one kind of heads, each on RoIs of its extractor; RoIAlign itself counts zero."""
+    for extractor, head in zip(_stages(extractors), _stages(heads), strict=True):
+        rois = image.new_empty(num_rois, extractor.out_channels, *extractor.roi_layers[0].output_size)
+        head(roi_head.shared_head(rois) if roi_head.with_shared_head else rois)
+
+
+def _stages(modules: nn.Module) -> list[Any]:
+    """Return the modules of a cascade, or the single one."""
     return list(modules) if isinstance(modules, nn.ModuleList) else [modules]

@@ -12,7 +12,7 @@ from convnext_dense.errors import UserError
 from convnext_dense.models.convnext import ConvNeXt
 from convnext_dense.weights.dialects import DIALECTS
 from convnext_dense.weights.find import Backbone, choose, find_backbones, tensors_of
-from convnext_dense.weights.fit import arguments_of, as_written, match
+from convnext_dense.weights.fit import arguments_of, as_written, fit_backbone
 from convnext_dense.weights.safe_reading import read_file
 from convnext_dense.weights.sources import licence_of, read
 
@@ -34,35 +34,33 @@ def inspect(source: str, prefix: str | None = None, trust: bool = False) -> str:
     Raises:
         UserError: The file cannot be read or has no ConvNeXt.
     """
-    tensors, chosen = _find(source, prefix, trust)
+    chosen, unused = _find(source, prefix, trust)
     norms = sorted({name.split('.')[0] for name in chosen.tensors if name.startswith('norm')})
     dtypes = sorted({str(value.dtype).removeprefix('torch.') for value in chosen.tensors.values()})
     numbers = sum(value.numel() for value in chosen.tensors.values())
     try:
-        _, verdict = match(_model_for(chosen), tensors, chosen.prefix)
+        verdict = fit_backbone(_model_for(chosen).wanted_weights(), chosen, unused).summary
     except UserError as error:
         verdict = f'nothing: {error}'
-    return '\n'.join(
-        f'{title:<10} {text}'
-        for title, text in {
-            'file': source,
-            'dialect': chosen.dialect.name,
-            'prefix': repr(chosen.prefix),
-            'arguments': as_written(arguments_of(chosen.tensors)),
-            'tensors': f'{len(chosen.tensors)} of the backbone, {numbers / 1e6:.1f} million numbers',
-            'dtype': ', '.join(dtypes),
-            'norms': ', '.join(norms) or 'no output norms',
-            'licence': licence_of(source).split(': ')[-1] or 'unknown, ask where the file comes from',
-            'loads': verdict,
-        }.items()
-    )
+    rows = {
+        'file': source,
+        'dialect': chosen.dialect.name,
+        'prefix': repr(chosen.prefix),
+        'arguments': as_written(arguments_of(chosen.tensors)),
+        'tensors': f'{len(chosen.tensors)} of the backbone, {numbers / 1e6:.1f} million numbers',
+        'dtype': ', '.join(dtypes),
+        'norms': ', '.join(norms) or 'no output norms',
+        'licence': licence_of(source).split(': ')[-1] or 'unknown, ask where the file comes from',
+        'loads': verdict,
+    }
+    return '\n'.join(f'{title:<10} {text}' for title, text in rows.items())
 
 
 def convert(source: str, out: Path, to: str, prefix: str | None = None, trust: bool = False) -> str:
     """Write the backbone of a weight file in another format, and read it back.
 
     Args:
-        source: As in :func:`weight_files.fetch`.
+        source: As in :func:`convnext_dense.weights.sources.fetch`.
         out: The file to write: ``.safetensors``, or any other ending for torch's own format.
         to: A name in :data:`TARGETS`.
         prefix: Which ConvNeXt, where the file has several.
@@ -74,8 +72,8 @@ def convert(source: str, out: Path, to: str, prefix: str | None = None, trust: b
     Raises:
         UserError: The file does not load completely, or the format cannot hold it.
     """
-    tensors, chosen = _find(source, prefix, trust)
-    _, line = match(_model_for(chosen), tensors, chosen.prefix)
+    chosen, unused = _find(source, prefix, trust)
+    summary = fit_backbone(_model_for(chosen).wanted_weights(), chosen, unused).summary
     written, unnamed = _in_dialect(chosen.tensors, to)
     lost = [name for name in unnamed if not name.startswith('norm')]
     if lost:
@@ -84,25 +82,23 @@ def convert(source: str, out: Path, to: str, prefix: str | None = None, trust: b
             'choose another format'
         )
     _save(out, written, to, {name: value for name, value in chosen.tensors.items() if name not in unnamed})
-    return '\n'.join(
-        filter(
-            None,
-            (
-                line,
-                f'left out, the {to} format has no name for them: {", ".join(unnamed)}' if unnamed else '',
-                f'{out}: {len(written)} tensors in the {to} format, read back and equal bit by bit',
-                licence_of(source),
-            ),
-        )
-    )
+    lines = [summary]
+    if unnamed:
+        lines.append(f'left out, the {to} format has no name for them: {", ".join(unnamed)}')
+    lines.append(f'{out}: {len(written)} tensors in the {to} format, read back and equal bit by bit')
+    if licence_of(source):
+        lines.append(licence_of(source))
+    return '\n'.join(lines)
 
 
-def _find(source: str, prefix: str | None, trust: bool) -> tuple[dict[str, Tensor], Backbone]:
+def _find(source: str, prefix: str | None, trust: bool) -> tuple[Backbone, list[str]]:
+    """The ConvNeXt to take from a file, and the prefixes of other copies."""
     tensors = tensors_of(read(source, trust=trust))
     backbones = find_backbones(tensors)
     if not backbones:
         raise UserError(f'{source} holds no ConvNeXt in a known layout, its first names are {list(tensors)[:3]}')
-    return tensors, choose(backbones, prefix)
+    chosen = choose(backbones, prefix)
+    return chosen, [backbone.prefix for backbone in backbones if backbone is not chosen]
 
 
 def _model_for(chosen: Backbone) -> ConvNeXt:
@@ -136,13 +132,7 @@ def _save(out: Path, written: dict[str, Tensor], to: str, expected: dict[str, Te
         else:
             torch.save(TARGETS[to][1](written), new)
         found = choose(find_backbones(tensors_of(read_file(new)))).tensors
-        wrong = [
-            name
-            for name, value in expected.items()
-            if name not in found
-            or found[name].dtype != value.dtype
-            or not torch.equal(found[name].view(torch.uint8), value.contiguous().view(torch.uint8))
-        ]
+        wrong = [name for name, value in expected.items() if not _equal_bit_by_bit(found.get(name), value)]
         if wrong or len(found) != len(expected):
             raise UserError(
                 f'{out} did not come back as it was written, from {(wrong or ["a surplus tensor"])[0]} on: '
@@ -151,3 +141,9 @@ def _save(out: Path, written: dict[str, Tensor], to: str, expected: dict[str, Te
         new.replace(out)
     finally:
         new.unlink(missing_ok=True)
+
+
+def _equal_bit_by_bit(found: Tensor | None, expected: Tensor) -> bool:
+    if found is None or found.dtype != expected.dtype or found.shape != expected.shape:
+        return False
+    return torch.equal(found.contiguous().view(torch.uint8), expected.contiguous().view(torch.uint8))

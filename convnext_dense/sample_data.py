@@ -30,107 +30,41 @@ from mmengine.utils import track_iter_progress
 from convnext_dense.errors import UserError
 
 # COCO's classes, in the order of its ids: 1 to 90 without the ten that were given up.
-COCO_CLASSES = (
-    'person',
-    'bicycle',
-    'car',
-    'motorcycle',
-    'airplane',
-    'bus',
-    'train',
-    'truck',
-    'boat',
-    'traffic light',
-    'fire hydrant',
-    'stop sign',
-    'parking meter',
-    'bench',
-    'bird',
-    'cat',
-    'dog',
-    'horse',
-    'sheep',
-    'cow',
-    'elephant',
-    'bear',
-    'zebra',
-    'giraffe',
-    'backpack',
-    'umbrella',
-    'handbag',
-    'tie',
-    'suitcase',
-    'frisbee',
-    'skis',
-    'snowboard',
-    'sports ball',
-    'kite',
-    'baseball bat',
-    'baseball glove',
-    'skateboard',
-    'surfboard',
-    'tennis racket',
-    'bottle',
-    'wine glass',
-    'cup',
-    'fork',
-    'knife',
-    'spoon',
-    'bowl',
-    'banana',
-    'apple',
-    'sandwich',
-    'orange',
-    'broccoli',
-    'carrot',
-    'hot dog',
-    'pizza',
-    'donut',
-    'cake',
-    'chair',
-    'couch',
-    'potted plant',
-    'bed',
-    'dining table',
-    'toilet',
-    'tv',
-    'laptop',
-    'mouse',
-    'remote',
-    'keyboard',
-    'cell phone',
-    'microwave',
-    'oven',
-    'toaster',
-    'sink',
-    'refrigerator',
-    'book',
-    'clock',
-    'vase',
-    'scissors',
-    'teddy bear',
-    'hair drier',
-    'toothbrush',
+COCO_NAMES = (
+    'person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign, '
+    'parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella, '
+    'handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard, '
+    'surfboard, tennis racket, bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange, '
+    'broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed, dining table, toilet, tv, '
+    'laptop, mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase, '
+    'scissors, teddy bear, hair drier, toothbrush'
 )
-COCO_IDS = [id_ for id_ in range(1, 91) if id_ not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
+COCO_IDS = sorted(set(range(1, 91)) - {12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
 # Ids and names of all categories of a COCO file; digit d is entry d.
-NAMES = {
-    'digits': [(d + 1, str(d)) for d in range(10)],
-    'coco': list(zip(COCO_IDS, COCO_CLASSES)),
+NAMES: dict[str, list[tuple[int, str]]] = {
+    'digits': [(digit + 1, str(digit)) for digit in range(10)],
+    'coco': list(zip(COCO_IDS, COCO_NAMES.split(', '), strict=True)),
 }
 VAL_DIGITS = 400  # of 1,797; the others are for training
 RECORD = 'sample_data.json'
+PLACE_TRIES = 20
 CONTOUR_SCALE = 4  # contours are traced on an enlarged mask, to lie within an eighth of a pixel of its edge
 
 
 def progress(items: Sequence) -> Iterable:
-    """``items`` with a progress bar on a terminal; logs are spared its thousand states."""
+    """Iterate with a progress bar on a terminal, and without one where output goes into a log."""
     return track_iter_progress(items) if sys.stdout.isatty() else items
 
 
 @dataclass(frozen=True)
 class Scene:
-    """How an image is composed; lengths in pixels."""
+    """How an image is composed.
+
+    Attributes:
+        size: Side of the image in pixels.
+        max_digits: An image has 1 to this many digits, fewer where there is no free place.
+        min_digit, max_digit: Range of the side of a digit in pixels.
+    """
 
     size: int
     max_digits: int
@@ -147,15 +81,25 @@ SCENES = {
 
 @dataclass
 class Sources:
-    """Digits of one split and the photographs."""
+    """What images of one split are made of.
 
-    digits: np.ndarray  # (N, 8, 8), 0 to 1
-    labels: np.ndarray  # (N,), 0 to 9
-    photos: list[np.ndarray]  # (H, W, 3), RGB
+    Attributes:
+        digits: Scans (N, 8, 8), 0 to 1.
+        labels: Which digit each is (N,), 0 to 9.
+        photos: Photographs (H, W, 3) in RGB order, the same for both splits.
+    """
+
+    digits: np.ndarray
+    labels: np.ndarray
+    photos: list[np.ndarray]
 
 
 def load_sources(seed: int) -> dict[str, Sources]:
-    """The digits, shuffled and divided between 'train' and 'val', with the two photographs."""
+    """Return the digits, shuffled and divided between 'train' and 'val', with the two photographs.
+
+    Raises:
+        UserError: scikit-learn is not installed.
+    """
     try:
         from sklearn.datasets import load_digits, load_sample_images
     except ModuleNotFoundError:
@@ -172,51 +116,82 @@ def load_sources(seed: int) -> dict[str, Sources]:
 def compose(
     sources: Sources, scene: Scene, rng: np.random.Generator
 ) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
-    """One image (size, size, 3), RGB, and its objects as (digit, boolean mask), apart from each other."""
-    photo = sources.photos[rng.integers(len(sources.photos))]
-    crop = int(rng.integers(scene.size, min(photo.shape[:2]) + 1))
-    top, left = (int(rng.integers(side - crop + 1)) for side in photo.shape[:2])
-    image = cv2.resize(photo[top : top + crop, left : left + crop], (scene.size,) * 2, interpolation=cv2.INTER_AREA)
-    image = image.astype(np.float32)
-    taken = np.zeros((scene.size,) * 2, bool)
+    """Compose one image.
+
+    Returns:
+        The image (size, size, 3) uint8 in RGB order, and its objects, apart from each other: (digit, mask), where a
+        mask is boolean (size, size).
+    """
+    image = _background(sources.photos, scene.size, rng)
+    taken = np.zeros((scene.size, scene.size), bool)
     objects = []
     for _ in range(rng.integers(1, scene.max_digits + 1)):
         index = rng.integers(len(sources.digits))
         side = int(rng.integers(scene.min_digit, scene.max_digit + 1))
         ink = cv2.resize(sources.digits[index], (side, side), interpolation=cv2.INTER_CUBIC).clip(0, 1)
-        for _ in range(20):  # a few tries for a free place; else the image has one digit fewer
-            y, x = rng.integers(0, scene.size - side + 1, 2)
-            place = np.s_[y : y + side, x : x + side]
-            if not taken[place].any():
-                break
-        else:
+        place = _free_place(taken, side, rng)
+        if place is None:
             continue
-        alpha = np.clip(ink * 2 - 0.3, 0, 1)[..., None]
-        # Light on dark and dark on light, so that every digit can be seen.
-        colour = rng.uniform(160, 255, 3) if image[place].mean() < 128 else rng.uniform(0, 80, 3)
-        image[place] = image[place] * (1 - alpha) + colour * alpha
+        _draw(ink, image[place], rng)
         mask = np.zeros_like(taken)
-        # The object is the outline with what it encloses, so that a polygon without holes describes it.
-        contours, _ = cv2.findContours((ink > 0.4).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-        filled = np.zeros((side, side), np.uint8)
-        cv2.drawContours(filled, contours, -1, 1, cv2.FILLED)
-        mask[place] = filled.astype(bool)
+        mask[place] = _outline(ink)
         taken |= mask
         objects.append((int(sources.labels[index]), mask))
     return image.astype(np.uint8), objects
 
 
+def _background(photos: Sequence[np.ndarray], size: int, rng: np.random.Generator) -> np.ndarray:
+    """Return a random square crop of a photograph, (size, size, 3) float32."""
+    photo = photos[int(rng.integers(len(photos)))]
+    height, width = photo.shape[:2]
+    crop = int(rng.integers(size, min(height, width) + 1))
+    top = int(rng.integers(height - crop + 1))
+    left = int(rng.integers(width - crop + 1))
+    cropped = photo[top : top + crop, left : left + crop]
+    return cv2.resize(cropped, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32)
+
+
+def _free_place(taken: np.ndarray, side: int, rng: np.random.Generator) -> tuple[slice, slice] | None:
+    """Return a random square that no object touches; None if a few tries find none."""
+    for _ in range(PLACE_TRIES):
+        y, x = rng.integers(0, len(taken) - side + 1, 2)
+        place = np.s_[y : y + side, x : x + side]
+        if not taken[place].any():
+            return place
+    return None
+
+
+def _draw(ink: np.ndarray, patch: np.ndarray, rng: np.random.Generator) -> None:
+    """Draw a digit (side, side), 0 to 1, into a patch (side, side, 3) of an image, in place."""
+    # Light on dark and dark on light, so that every digit can be seen.
+    colour = rng.uniform(160, 255, 3) if patch.mean() < 128 else rng.uniform(0, 80, 3)
+    alpha = np.clip(ink * 2 - 0.3, 0, 1)[..., None]
+    patch[:] = patch * (1 - alpha) + colour * alpha
+
+
+def _outline(ink: np.ndarray) -> np.ndarray:
+    """Return the boolean mask of a digit with what it encloses, so that a polygon without holes describes it."""
+    dark = (ink > 0.4).astype(np.uint8)
+    contours, _ = cv2.findContours(dark, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    filled = np.zeros(ink.shape, np.uint8)
+    cv2.drawContours(filled, contours, -1, 1, cv2.FILLED)
+    return filled.astype(bool)
+
+
 def polygons_of(mask: np.ndarray) -> list[list[float]]:
-    """COCO polygons of a boolean mask without holes: x0, y0, x1, y1, ... in pixels, corner of the image at 0."""
-    enlarged = np.kron(mask.astype(np.uint8), np.ones((CONTOUR_SCALE,) * 2, np.uint8))
+    """Return COCO polygons of a boolean mask (H, W) without holes: x0, y0, x1, y1, ... in pixels, from its corner."""
+    enlarged = mask.astype(np.uint8).repeat(CONTOUR_SCALE, axis=0).repeat(CONTOUR_SCALE, axis=1)
     contours, _ = cv2.findContours(enlarged, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    return [
-        ((contour[:, 0] + 0.5) / CONTOUR_SCALE).round(2).flatten().tolist() for contour in contours if len(contour) > 2
-    ]
+    polygons = []
+    for contour in contours:  # (N, 1, 2)
+        if len(contour) > 2:
+            points = (contour[:, 0] + 0.5) / CONTOUR_SCALE
+            polygons.append(points.round(2).flatten().tolist())
+    return polygons
 
 
 def annotation_of(mask: np.ndarray) -> dict:
-    """COCO's geometry fields of one object."""
+    """Return COCO's geometry fields of one object with the boolean mask (H, W)."""
     ys, xs = np.nonzero(mask)
     x, y = int(xs.min()), int(ys.min())
     return dict(
@@ -228,55 +203,81 @@ def annotation_of(mask: np.ndarray) -> dict:
 
 
 def write_coco(folder: Path, split: str, sources: Sources, count: int, names: str, rng: np.random.Generator) -> None:
-    images, annotations = [], []
+    """Write one split in COCO's layout.
+
+    Args:
+        folder: The folder ``coco``.
+        split: 'train' or 'val'.
+        sources: What images are made of.
+        count: Number of images.
+        names: A key of :data:`NAMES`.
+        rng: Decides everything random.
+    """
+    images: list[dict] = []
+    annotations: list[dict] = []
     image_dir = folder / f'{split}2017'
     image_dir.mkdir(parents=True)
     print(f'COCO layout, {split}: {count} images')
-    for i in progress(range(1, count + 1)):
+    for image_id in progress(range(1, count + 1)):
         image, objects = compose(sources, SCENES['coco'], rng)
-        name = f'{i:012d}.jpg'
-        cv2.imwrite(str(image_dir / name), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
-        images.append(dict(id=i, file_name=name, height=image.shape[0], width=image.shape[1]))
+        name = f'{image_id:012d}.jpg'
+        _write_jpeg(image_dir / name, image)
+        images.append(dict(id=image_id, file_name=name, height=image.shape[0], width=image.shape[1]))
         for digit, mask in objects:
-            annotations.append(
-                dict(id=len(annotations) + 1, image_id=i, category_id=NAMES[names][digit][0], **annotation_of(mask))
-            )
-    target = folder / 'annotations' / f'instances_{split}2017.json'
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(
-        json.dumps(
-            dict(
-                info=dict(description='scikit-learn digits on photographs, made by convnext_dense.sample_data'),
-                images=images,
-                annotations=annotations,
-                categories=[dict(id=id_, name=name, supercategory='digit') for id_, name in NAMES[names]],
-            )
-        )
+            category_id, _ = NAMES[names][digit]
+            ids = dict(id=len(annotations) + 1, image_id=image_id, category_id=category_id)
+            annotations.append(ids | annotation_of(mask))
+    content = dict(
+        info=dict(description='scikit-learn digits on photographs, made by convnext_dense.sample_data'),
+        images=images,
+        annotations=annotations,
+        categories=[dict(id=id_, name=name, supercategory='digit') for id_, name in NAMES[names]],
     )
+    annotation_file = folder / 'annotations' / f'instances_{split}2017.json'
+    annotation_file.parent.mkdir(exist_ok=True)
+    annotation_file.write_text(json.dumps(content))
+
+
+def _write_jpeg(path: Path, image: np.ndarray) -> None:
+    """Write an image in RGB order."""
+    cv2.imwrite(str(path), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
 
 
 def write_ade(folder: Path, split: str, sources: Sources, count: int, rng: np.random.Generator) -> None:
+    """Write one split in ADE20K's layout.
+
+    Args:
+        folder: The folder ``ADEChallengeData2016``.
+        split, sources, count, rng: As for :func:`write_coco`.
+    """
     part = dict(train='training', val='validation')[split]
-    dirs = {kind: folder / kind / part for kind in ('images', 'annotations')}
-    for path in dirs.values():
-        path.mkdir(parents=True)
+    image_dir, label_dir = folder / 'images' / part, folder / 'annotations' / part
+    image_dir.mkdir(parents=True)
+    label_dir.mkdir(parents=True)
     print(f'ADE20K layout, {split}: {count} images')
-    for i in progress(range(1, count + 1)):
+    for number in progress(range(1, count + 1)):
         image, objects = compose(sources, SCENES['ade'], rng)
         labels = np.zeros(image.shape[:2], np.uint8)
         for digit, mask in objects:
             labels[mask] = digit + 1
-        name = f'ADE_{split}_{i:08d}'
-        cv2.imwrite(str(dirs['images'] / f'{name}.jpg'), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
-        cv2.imwrite(str(dirs['annotations'] / f'{name}.png'), labels)
+        name = f'ADE_{split}_{number:08d}'
+        _write_jpeg(image_dir / f'{name}.jpg', image)
+        cv2.imwrite(str(label_dir / f'{name}.png'), labels)
 
 
 def write_sample_data(
     out: str | Path, names: str = 'digits', seed: int = 0, num_train: int = 2000, num_val: int = 250
 ) -> Path:
-    """Write both layouts into the folder ``out``; the same arguments give the same pixels and annotations.
+    """Write both layouts; the same arguments give the same pixels and annotations.
 
-    A folder that holds exactly these data already is left as it is.
+    Args:
+        out: Folder to write. If it holds exactly these data already, it is left as it is.
+        names: Class names: 'digits', or 'coco' for the first ten of COCO.
+        seed: Decides everything random.
+        num_train, num_val: Images of each split in each layout.
+
+    Returns:
+        The folder.
 
     Raises:
         UserError: ``out`` exists and holds something else, or an argument cannot be used.
@@ -286,45 +287,45 @@ def write_sample_data(
         raise UserError(f'sample data have no names {names!r}: use one of {", ".join(NAMES)}')
     if num_train < 1 or num_val < 1:
         raise UserError(f'sample data need at least one image in each split, found {num_train} and {num_val}')
-    record = dict(
-        names=names,
-        seed=seed,
-        num_train=num_train,
-        num_val=num_val,
-        scenes={kind: asdict(scene) for kind, scene in SCENES.items()},
-    )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        present = json.loads((out / RECORD).read_text()) if (out / RECORD).is_file() else None
-        if present == record:
-            print(f'{out} holds these sample data already')
-            return out
-        raise UserError(
-            f'{out} exists and holds '
-            + (f'sample data of other settings, {present}' if present else 'something else than sample data')
-            + ': nothing was written, give another folder or remove it'
-        )
+    scenes = {kind: asdict(scene) for kind, scene in SCENES.items()}
+    record = dict(names=names, seed=seed, num_train=num_train, num_val=num_val, scenes=scenes)
+    if _holds(out, record):
+        print(f'{out} holds these sample data already')
+        return out
     sources = load_sources(seed)
     out.parent.mkdir(parents=True, exist_ok=True)
     # Complete or not there at all: an interrupted run leaves no half data set under the final name.
-    temp = Path(tempfile.mkdtemp(prefix=f'.{out.name}-', dir=out.parent))
-    temp.chmod(0o755)
+    unfinished = Path(tempfile.mkdtemp(prefix=f'.{out.name}-', dir=out.parent))
+    unfinished.chmod(0o755)
     try:
         for number, (split, count) in enumerate((('train', num_train), ('val', num_val))):
-            write_coco(temp / 'coco', split, sources[split], count, names, np.random.default_rng([seed, number, 0]))
-            write_ade(
-                temp / 'ade' / 'ADEChallengeData2016',
-                split,
-                sources[split],
-                count,
-                np.random.default_rng([seed, number, 1]),
-            )
-        (temp / RECORD).write_text(json.dumps(record))
+            coco_rng, ade_rng = (np.random.default_rng([seed, number, layout]) for layout in (0, 1))
+            write_coco(unfinished / 'coco', split, sources[split], count, names, coco_rng)
+            write_ade(unfinished / 'ade' / 'ADEChallengeData2016', split, sources[split], count, ade_rng)
+        (unfinished / RECORD).write_text(json.dumps(record))
         if out.exists():
             out.rmdir()
-        temp.rename(out)
+        unfinished.rename(out)
     finally:
-        shutil.rmtree(temp, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
     return out
+
+
+def _holds(out: Path, record: dict) -> bool:
+    """Return whether ``out`` holds the data of ``record`` already; False if it is empty or not there.
+
+    Raises:
+        UserError: It holds something else.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    found = 'something else than sample data'
+    if (out / RECORD).is_file():
+        present = json.loads((out / RECORD).read_text())
+        if present == record:
+            return True
+        found = f'sample data of other settings, {present}'
+    raise UserError(f'{out} exists and holds {found}: nothing was written, give another folder or remove it')
 
 
 def main() -> None:

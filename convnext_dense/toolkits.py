@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
 from collections.abc import Iterator
@@ -9,27 +10,8 @@ from contextlib import contextmanager
 
 from convnext_dense.errors import UserError
 
-INSTALL_MMCV = 'build it against this torch with `make install`, or `python tools/install_mmcv.py`'
-
-
-def check_toolkit(scope: str) -> None:
-    """Raise a UserError where mmcv with operators or the toolkit ``scope`` with its models cannot be imported."""
-    with install_errors():
-        import mmcv
-
-        try:
-            importlib.import_module('mmcv._ext')
-        except ImportError as error:
-            raise UserError(
-                f'mmcv {mmcv.__version__} is installed without its compiled operators ({error}): '
-                f'`pip uninstall mmcv`, then {INSTALL_MMCV}'
-            ) from error
-        importlib.import_module(scope)
-        if importlib.util.find_spec(f'{scope}.models'):
-            importlib.import_module(f'{scope}.models')
-
-
-# What a mixed-up environment says, and what mends it.
+INSTALL_MMCV = "pip install 'mmcv-lite>=2.1,<2.2' (this package provides its operators)"
+# What a mixed environment says, and what repairs it.
 INSTALL_PROBLEMS = (
     (
         r'MMCV==(\S+) is used but incompatible.*?(mmcv>=\S+?),? (<\S+\d)',
@@ -42,8 +24,7 @@ INSTALL_PROBLEMS = (
     (r"No module named 'mmcv'", f'mmcv is not installed: {INSTALL_MMCV}'),
     (
         r"No module named '(?:mmdet|mmseg)'|(?:mmdet|mmseg|mmsegmentation) is not installed",
-        "the toolkit of this config is not installed: `make install`, or pip install 'convnext-dense[openmmlab]' and "
-        '`python tools/install_mmcv.py`',
+        "the toolkit of this config is not installed: `make install`, or pip install 'convnext-dense[openmmlab]'",
     ),
     (r"No module named 'pkg_resources'", "setuptools is too new for this toolkit: pip install 'setuptools<80'"),
     (r"No module named '(ftfy|regex)'", r'mmsegmentation needs \1: pip install \1'),
@@ -55,15 +36,44 @@ INSTALL_PROBLEMS = (
 )
 
 
+def check_toolkit(scope: str) -> None:
+    """Import mmcv with its operators and a toolkit with its models.
+
+    Args:
+        scope: Name of the toolkit's scope and module, such as 'mmdet'.
+
+    Raises:
+        UserError: One of them cannot be imported, for a reason that the user can act on.
+    """
+    with install_errors():
+        import mmcv
+
+        try:
+            importlib.import_module('mmcv._ext')
+        except ImportError as error:
+            raise UserError(
+                f'the compiled operators of mmcv {mmcv.__version__} do not go with this torch ({error}): '
+                f'`pip uninstall -y mmcv`, then {INSTALL_MMCV}'
+            ) from error
+        importlib.import_module(scope)
+        if importlib.util.find_spec(f'{scope}.models'):
+            importlib.import_module(f'{scope}.models')
+
+
 @contextmanager
 def install_errors() -> Iterator[None]:
+    """Turn the errors of a mixed environment into a UserError that says what repairs it.
+
+    Raises:
+        UserError: Something inside has raised one of :data:`INSTALL_PROBLEMS`.
+    """
     try:
         yield
     except UserError:
         raise
-    except Exception as error:
-        for pattern, sentence in INSTALL_PROBLEMS:
-            match = re.search(pattern, f'{error}', re.S)
-            if match:
-                raise UserError(match.expand(sentence)) from error
+    except Exception as error:  # the toolkits check versions by assert
+        for pattern, repair in INSTALL_PROBLEMS:
+            found = re.search(pattern, str(error), re.DOTALL)
+            if found:
+                raise UserError(found.expand(repair)) from error
         raise

@@ -35,6 +35,7 @@ def tool(monkeypatch, capsys):
     def run(name: str, *args: object, data: Path | str = 'no_such_folder'):
         monkeypatch.setenv('CONVNEXT_DENSE_DATA', str(data))
         monkeypatch.setattr(sys, 'argv', [f'tools/{name}.py', *map(str, args)])
+        monkeypatch.syspath_prepend(str(ROOT / 'tools'))  # as for a script
         # One visualizer a process: mmdet's hook takes the last one made, which may be mmseg's.
         monkeypatch.setattr(Visualizer, '_instance_dict', OrderedDict())
         message = None
@@ -51,6 +52,6 @@ def tool(monkeypatch, capsys):
 def logged(monkeypatch) -> list[str]:
     """The lines that loading logs."""
     lines = []
-    for module in ('weights.fit', 'engine.load_hook', 'weights.sources'):
+    for module in ('models.convnext', 'engine.load_hook', 'weights.sources'):
         monkeypatch.setattr(f'convnext_dense.{module}.print_log', lambda text, **_: lines.append(text))
     return lines

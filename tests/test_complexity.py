@@ -158,24 +158,3 @@ def test_heads_with_other_rois_are_an_error():
     cfg.model.roi_head.mask_iou_head = dict(type='MaskIoUHead')
     with pytest.raises(UserError, match='covers StandardRoIHead and CascadeRoIHead, not MaskScoringRoIHead'):
         count(cfg)
-
-
-class TestTool:
-    def test_configs(self, tool):
-        message, text = tool('get_flops', ROOT / 'configs/mask_rcnn/convnext_digits.py', '--shape', '96x64')
-        assert message is None
-        head, row = text.splitlines()[:2]
-        assert head.split() == ['image', 'params', *PARTS, 'FLOPs', *PARTS, 'attention']
-        name, image, params, *_ = row.split()
-        assert name.endswith('convnext_digits.py') and image == '96x64' and params == '3.61'
-
-    @pytest.mark.parametrize(
-        'args, error',
-        [
-            ([], 'give config files or --all'),
-            (['--all', 'x.py'], 'give config files or --all'),
-            (['no.py'], 'there is no config file no.py'),
-        ],
-    )
-    def test_errors(self, tool, args, error):
-        assert error in tool('get_flops', *args)[0]

@@ -7,6 +7,7 @@ import importlib
 import itertools
 import os
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -19,14 +20,18 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS
 from torch import nn
 
-from convnext_dense import ConvNeXt
+from convnext_dense import ConvNeXt, ConvNeXtRoadmap
 from convnext_dense.complexity import build_on_meta
+from convnext_dense.models.roadmap import STEPS
 from convnext_dense.run.machine import fit_to_machine
 
 pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')
 LEAVES = sorted(str(path.relative_to(ROOT / 'configs')) for path in (ROOT / 'configs').glob('[!_]*/*.py'))
-RECIPES = [leaf for leaf in LEAVES if 'digits' not in leaf]
+# Architectures of the paper that it trains on ImageNet only.
+ROADMAP = [leaf for leaf in LEAVES if leaf.startswith('roadmap/')]
+OWN = ROADMAP + [leaf for leaf in LEAVES if leaf.startswith('isotropic/')]
+RECIPES = [leaf for leaf in LEAVES if 'digits' not in leaf and leaf not in OWN]
 # Tables of the parameters that have no weight decay: norms of patches, blocks, mergings and outputs, position tables.
 SWIN_ZERO_DECAY = {6: 2 + 4 * 12 + 2 * 3 + 2 * 4 + 12, 18: 2 + 4 * 24 + 2 * 3 + 2 * 4 + 24}
 # Without a row in recipes.csv: no config was ever released, or the recipe is ours.
@@ -69,25 +74,77 @@ def _read_config(path: str, data: str | None) -> Config:
 
 
 def in_channels_of(cfg: Config) -> list[int]:
-    return (cfg.model.neck if 'neck' in cfg.model else cfg.model.decode_head).in_channels
+    in_channels = (cfg.model.neck if 'neck' in cfg.model else cfg.model.decode_head).in_channels
+    return [in_channels] if isinstance(in_channels, int) else in_channels
 
 
-@pytest.mark.parametrize('leaf', LEAVES)
+@pytest.mark.parametrize('leaf', [leaf for leaf in LEAVES if leaf not in ROADMAP or 'inverting' in leaf])
 def test_leaf(leaf):
     cfg = load(leaf)
     assert cfg.custom_imports.imports == ['convnext_dense'] and not cfg.custom_imports.allow_failed_imports
+    model = build_on_meta(cfg)
     with torch.no_grad():
-        features = build_on_meta(cfg).backbone(torch.empty(1, 3, 64, 64, device='meta'))
-    channels = [feature.shape[1] for feature in features]
-    assert in_channels_of(cfg) == channels
+        features = model.backbone(torch.empty(1, 3, 64, 64, device='meta'))
+        channels = [feature.shape[1] for feature in features]
+        assert in_channels_of(cfg) == channels
+        if 'auxiliary_head' in cfg.model and 'neck' in cfg.model:
+            channels = [feature.shape[1] for feature in model.neck(features)]
+            assert cfg.model.decode_head.in_channels == channels
     if 'auxiliary_head' in cfg.model:
         assert cfg.model.auxiliary_head.in_channels == channels[cfg.model.auxiliary_head.in_index]
     assert cfg.optim_wrapper.constructor == (
-        'ConvNeXtLayerDecayConstructor' if 'convnext' in leaf else 'DefaultOptimWrapperConstructor'
+        'ConvNeXtLayerDecayConstructor' if 'convnext' in leaf or leaf in OWN else 'DefaultOptimWrapperConstructor'
     )
     if 'digits' not in leaf:
-        assert 5 <= len((ROOT / 'configs' / leaf).read_text().splitlines()) <= 15
-        assert cfg.model.backbone.init_cfg.type == 'Pretrained'
+        lines = (ROOT / 'configs' / leaf).read_text().splitlines()
+        assert 5 <= len(lines) <= 15
+        assert lines[0].startswith('# Ours, not in the paper') or leaf not in OWN
+        assert leaf in ROADMAP or cfg.model.backbone.init_cfg.type == 'Pretrained'
+
+
+def test_roadmap_has_a_config_for_every_network():
+    """Of regime T; they set nothing but the step and what the neck has to know of it."""
+    steps = []
+    for leaf in ROADMAP:
+        settings = runpy.run_path(str(ROOT / 'configs' / leaf))
+        (step,) = settings['model']['backbone'].values()
+        with torch.device('meta'):
+            channels = ConvNeXtRoadmap(step).channels
+        assert leaf == f'roadmap/mask_rcnn_{step}_3x_coco.py'
+        assert settings['model'] == dict(backbone=dict(step=step), neck=dict(in_channels=list(channels)))
+        assert {name for name in settings if not name.startswith('__')} == {'_base_', 'model'}
+        lines = (ROOT / 'configs' / leaf).read_text().splitlines()
+        assert 5 <= len(lines) <= 15 and lines[0].startswith('# Ours, not in the paper')
+        steps.append(step)
+    assert sorted(steps) == sorted(set(STEPS) - {'resnet_enhanced'})
+
+    cfg = load('roadmap/mask_rcnn_resnet_3x_coco.py')
+    assert cfg.model.backbone == dict(type='ConvNeXtRoadmap', regime='T', step='resnet', drop_path_rate=0.4)
+    assert cfg.optim_wrapper.paramwise_cfg == dict(decay_type='layer_wise', decay_rate=1.0)
+    assert cfg.sync_bn == 'torch' and fit_to_machine(cfg, 'pytorch') and cfg.sync_bn is None
+
+
+@pytest.mark.parametrize(
+    'size, arch, width, drop_path, rate, depth',
+    [('s', 'small', 384, 0.1, 0.8, 18), ('b', 'base', 768, 0.2, 0.8, 18), ('l', 'large', 1024, 0.5, 0.9, 36)],
+)
+@pytest.mark.parametrize('method', ['mask_rcnn_{}_3x_coco', 'upernet_{}_512_160k_ade20k'])
+def test_isotropic_recipe(method, size, arch, width, drop_path, rate, depth):
+    cfg = load(f'isotropic/{method.format(size)}.py')
+    weights = f'https://dl.fbaipublicfiles.com/convnext/convnext_iso_{arch}_1k_224_ema.pth'
+    assert cfg.model.backbone == dict(
+        type='ConvNeXtIsotropic',
+        arch=arch,
+        drop_path_rate=drop_path,
+        init_cfg=dict(type='Pretrained', checkpoint=weights),
+    )
+    assert (cfg.model.neck.type, cfg.model.neck.in_channels) == ('SimpleFeaturePyramid', width)
+    assert cfg.optim_wrapper.paramwise_cfg == dict(decay_type='layer_wise', decay_rate=rate)
+    model = build_on_meta(cfg)
+    fit_to_machine(cfg, 'none')
+    groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
+    assert len(groups) == 2 * (depth + 2), 'the stem, every block, and the rest'
+    assert min(group['lr'] for group in groups) == pytest.approx(1e-4 * rate ** (depth + 1))
 
 
 def test_no_six_lines_stand_in_two_leaves():
@@ -312,7 +369,12 @@ def test_layer_decay_of_the_recipe(row):
 # The small ones, and one of each kind, in every run of the tests; CI runs all.
 @pytest.mark.parametrize(
     'leaf',
-    [leaf if re.search('_t_3x|_t_512|r50', leaf) else pytest.param(leaf, marks=pytest.mark.slow) for leaf in RECIPES],
+    [
+        leaf
+        if re.search('_t_3x|_t_512|r50|isotropic/upernet_s|rcnn_inverting', leaf)
+        else pytest.param(leaf, marks=pytest.mark.slow)
+        for leaf in RECIPES + OWN
+    ],
 )
 def test_trains_and_predicts(leaf, official_names, monkeypatch):
     """Loss, backward and predictions at reduced size; every parameter gets a gradient, so DDP finds none unused."""

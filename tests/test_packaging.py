@@ -13,6 +13,21 @@ from helpers import ROOT
 
 pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')
+USERS_TOOLS = (
+    'tools/_arguments.py',
+    'tools/convert_checkpoint.py',
+    'tools/demo.py',
+    'tools/dist_test.sh',
+    'tools/dist_train.sh',
+    'tools/export.py',
+    'tools/get_flops.py',
+    'tools/install_mmcv.py',
+    'tools/predict.py',
+    'tools/slurm_train.sh',
+    'tools/swap_backbone.py',
+    'tools/test.py',
+    'tools/train.py',
+)
 QUICK_DET = ('train_cfg.max_epochs=1', 'train_cfg.val_interval=1')
 QUICK_SEG = ('train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'default_hooks.checkpoint.interval=2')
 
@@ -80,14 +95,27 @@ def run(*command: object, data: Path, cwd: Path, path: Path | None = None) -> st
 def test_content_of_the_wheel(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {name.split('/')[0] for name in names} == {'convnext_dense', 'convnext_dense-0.1.0.dist-info'}
-    shipped = {str(path.relative_to(ROOT)) for path in (ROOT / 'configs').rglob('*.py')} | {
-        str(path.relative_to(ROOT)) for path in (ROOT / 'tools').glob('*.*')
+    assert {name for name in names if '/.mim/' in name} == {
+        f'convnext_dense/.mim/{name}'
+        for name in (
+            *USERS_TOOLS,
+            *(
+                str(path.relative_to(ROOT))
+                for path in (ROOT / 'configs').rglob('*.*')
+                if path.suffix in ('.py', '.yml')
+            ),
+            'model-index.yml',
+        )
+    }, "the configs and the users' tools, none for maintainers"
+    modules = {
+        str(path.relative_to(ROOT)) for path in (ROOT / 'convnext_dense').rglob('*.py') if '.mim' not in path.parts
     }
-    assert {f'convnext_dense/.mim/{name}' for name in shipped} <= names
-    assert 'convnext_dense/.mim/model-index.yml' in names
+    assert {name for name in names if name.endswith('.py') and '/.mim/' not in name} == modules
+    assert {'convnext_dense/weights/official_weights.txt', 'convnext_dense/py.typed'} <= names
+    assert not [name for name in names if 'benchmark' in name or 'tests' in name or 'model_zoo' in name]
     metadata = zipfile.ZipFile(wheel).read('convnext_dense-0.1.0.dist-info/METADATA').decode()
     needs = [line for line in metadata.splitlines() if line.startswith('Requires-Dist') and 'extra' not in line]
-    assert needs == ['Requires-Dist: torch>=2.1'], 'nothing that could replace a toolkit that is there'
+    assert needs == [], 'nothing that could replace a toolkit that is there, and no torch for the runtime'
 
 
 @pytest.mark.slow

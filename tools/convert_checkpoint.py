@@ -1,22 +1,21 @@
 """Convert ConvNeXt weights: python tools/convert_checkpoint.py IN OUT --to timm, or IN --inspect"""
 
-import argparse
 from pathlib import Path
 
-from convnext_dense.convert import TARGETS, convert, inspect
-from convnext_dense.errors import UserError
-from convnext_dense.run.options import errors_as_sentences
+from _arguments import argument_parser
+
+FORMATS = ('ours', 'official', 'timm', 'torchvision', 'hf', 'mmpretrain')
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split(':')[0])
+    parser = argument_parser(__doc__)
     parser.add_argument(
         'source',
         metavar='IN',
         help='path, URL, hf-hub:org/name, timm:name or the short name of an official file, in any format',
     )
     parser.add_argument('out', metavar='OUT', nargs='?', help='file to write; ends in .safetensors for that format')
-    parser.add_argument('--to', choices=list(TARGETS), help='format to write; the backbone alone is written')
+    parser.add_argument('--to', choices=FORMATS, help='format to write; the backbone alone is written')
     parser.add_argument('--inspect', action='store_true', help='only say what is in the file and what would load')
     parser.add_argument('--prefix', help='which ConvNeXt, where the file has several, such as model_ema.')
     parser.add_argument(
@@ -25,6 +24,11 @@ def main() -> None:
         help='let a pickle execute code: only for files whose author you trust',
     )
     args = parser.parse_args()
+
+    from convnext_dense.convert import convert, inspect
+    from convnext_dense.errors import UserError
+    from convnext_dense.run.options import errors_as_sentences
+
     with errors_as_sentences():
         if args.inspect:
             print(inspect(args.source, args.prefix, args.trust_checkpoint))

@@ -1,5 +1,8 @@
 """Build mmcv with its compiled operators against the torch of this environment, or take such a build from the cache.
 
+Not needed for the models of mmdet and mmseg: convnext_dense/mmcv_ops provides their operators. Needed for the others,
+and for mmcv's own kernels on a GPU. Takes the place of mmcv-lite.
+
 mmcv publishes no wheel for current torch, and an isolated build (where torch is absent) silently leaves the operators
 out. The wheel built here is kept in the user's cache, keyed by everything its binary depends on, so that the next
 environment on the same machine installs it in seconds.
@@ -20,7 +23,7 @@ from pathlib import Path
 
 # The two distributions share their import names: in one environment each overwrites files of the other.
 DISTRIBUTIONS = {
-    'mmcv': ('mmengine', 'mmcv', 'mmdet', 'mmsegmentation'),
+    'mmcv': ('mmengine', 'mmcv', 'mmcv-lite', 'mmdet', 'mmsegmentation'),
     'onedl-mmcv': ('onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection', 'onedl-mmsegmentation'),
 }
 CHECK = 'import mmcv, mmcv._ext; print(mmcv.__version__)'
@@ -163,6 +166,9 @@ def main() -> None:
         sys.exit(f'error: {args.constraints} has no line {args.dist}==VERSION')
     version = pin.group(1)
     folder = cache_folder(args.dist, version)
+    if installed_version('mmcv-lite'):
+        # It owns the same folder. Where mmcv was there as well, the check below finds it broken.
+        subprocess.run([sys.executable, '-m', 'pip', 'uninstall', '-q', '-y', 'mmcv-lite'], check=True)
     if (
         installed_version(args.dist) == version
         and subprocess.run([sys.executable, '-c', CHECK], capture_output=True).returncode == 0

@@ -1,16 +1,10 @@
 """Put ConvNeXt under a config: python tools/swap_backbone.py mmdet::retinanet/retinanet_r50_fpn_1x_coco.py -o OUT.py"""
 
-import argparse
-
-from convnext_dense import ARCHS
-from convnext_dense.run.options import errors_as_sentences
-from convnext_dense.swap.diff import differences, table
-from convnext_dense.swap.files import write_config
-from convnext_dense.swap.swap import swap_config
+from _arguments import argument_parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split(':')[0])
+    parser = argument_parser(__doc__)
     parser.add_argument(
         'config',
         metavar='IN_CONFIG',
@@ -24,7 +18,9 @@ def main() -> None:
         required=True,
         help='config to write; it inherits from IN_CONFIG and holds the difference',
     )
-    parser.add_argument('--arch', choices=list(ARCHS), help='default tiny, or the arch of a ConvNeXt that is there')
+    parser.add_argument(
+        '--arch', type=str.lower, help='such as base; default tiny, or the arch of a ConvNeXt that is there'
+    )
     parser.add_argument(
         '--weights',
         help='for the backbone: path, URL, hf-hub:org/name, timm:name or the short name '
@@ -36,6 +32,12 @@ def main() -> None:
         help='also set AdamW, layer decay, drop path and mixed precision as the official recipes do',
     )
     args = parser.parse_args()
+
+    from convnext_dense.run.options import errors_as_sentences
+    from convnext_dense.swap.diff import differences, table
+    from convnext_dense.swap.files import write_config
+    from convnext_dense.swap.swap import swap_config
+
     with errors_as_sentences():
         swapped = swap_config(args.config, args.arch, args.weights, args.recipe)
         write_config(swapped.source, swapped.before, swapped.after, args.out)

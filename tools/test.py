@@ -1,12 +1,13 @@
 """Test a detector or segmentor: python tools/test.py CONFIG CHECKPOINT"""
 
-from convnext_dense.run.options import common_arguments, errors_as_sentences
-from convnext_dense.run.train_test import test
+from _arguments import add_config, add_run, argument_parser
 
 
 def main() -> None:
-    parser = common_arguments(__doc__.split(':')[0])
+    parser = argument_parser(__doc__)
+    add_config(parser)
     parser.add_argument('checkpoint', help='checkpoint file')
+    add_run(parser)
     parser.add_argument('--tta', action='store_true', help='multi-scale and flip test (segmentors)')
     parser.add_argument('--show-dir', metavar='FOLDER', help='draw predictions beside ground truth into this folder')
     parser.add_argument(
@@ -14,8 +15,13 @@ def main() -> None:
         metavar='PATH',
         help='keep the predictions: a .pkl file for detectors, a folder of label maps for segmentors',
     )
+    args = parser.parse_args()
+
+    from convnext_dense.run.options import errors_as_sentences
+    from convnext_dense.run.train_test import test
+
     with errors_as_sentences():
-        test(parser.parse_args())
+        test(**vars(args))
 
 
 if __name__ == '__main__':

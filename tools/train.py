@@ -1,11 +1,12 @@
 """Train a detector or segmentor: python tools/train.py configs/cascade_mask_rcnn/convnext_b_3x_coco.py"""
 
-from convnext_dense.run.options import common_arguments, errors_as_sentences
-from convnext_dense.run.train_test import train
+from _arguments import add_config, add_run, argument_parser
 
 
 def main() -> None:
-    parser = common_arguments(__doc__.split(':')[0])
+    parser = argument_parser(__doc__)
+    add_config(parser)
+    add_run(parser)
     parser.add_argument('--amp', action='store_true', help='mixed precision (the official recipes have it already)')
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help='scale the learning rate linearly with the batch over all GPUs'
@@ -15,10 +16,15 @@ def main() -> None:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='go on from this checkpoint; without a path, from the last one in the work folder',
+        help='continue from this checkpoint; without a path, from the last one in the work folder',
     )
+    args = parser.parse_args()
+
+    from convnext_dense.run.options import errors_as_sentences
+    from convnext_dense.run.train_test import train
+
     with errors_as_sentences():
-        train(parser.parse_args())
+        train(**vars(args))
 
 
 if __name__ == '__main__':

@@ -28,7 +28,7 @@ class CPUAmpOptimWrapper(OptimWrapper):
         UserError: Another dtype.
     """
 
-    def __init__(self, dtype: str | torch.dtype | None = None, loss_scale: Any = None, **kwargs) -> None:
+    def __init__(self, dtype: str | torch.dtype | None = None, loss_scale: Any = None, **kwargs: Any) -> None:
         if dtype not in (None, 'bfloat16', torch.bfloat16):
             raise UserError(
                 f'CPUAmpOptimWrapper has dtype={dtype!r}: mixed precision on a CPU runs in bfloat16 alone, '

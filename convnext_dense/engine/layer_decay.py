@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from mmengine.logging import print_log
@@ -13,8 +13,7 @@ from torch.optim import Optimizer
 
 from convnext_dense.engine.fsdp import whole_parameters
 from convnext_dense.errors import UserError
-from convnext_dense.models.adapters import ConvNeXtSharedHead
-from convnext_dense.models.convnext import ConvNeXt
+from convnext_dense.models.staged import LayeredModule
 from convnext_dense.weights.dialects import WRAPPED_MODULES
 
 DECAY_TYPES = ('layer_wise', 'stage_wise')
@@ -24,14 +23,16 @@ class ConvNeXtLayerDecayConstructor(DefaultOptimWrapperConstructor):
     """Lower learning rates for the layers near the image; no weight decay for biases and 1-D parameters.
 
     Learning rate of a parameter: ``lr * decay_rate ** (num_layers + 1 - id)`` with the ids of
-    :meth:`ConvNeXt.layer_id`; everything outside a ConvNeXt, and the output norms, get the full rate. The ConvNeXt is
-    found by its class, wherever it sits in the model. Parameters with equal settings share one group. Adam and AdamW
-    run fused where torch has a kernel for the device; ``fused=False`` in the optimizer's settings prevents it.
+    :meth:`LayeredModule.layer_id`; everything outside such a module, and the output norms, get the full rate. A
+    backbone of this package is found by that class, wherever it sits in the model. Parameters with equal settings share
+    one group. Adam and AdamW run fused where torch has a kernel for the device; ``fused=False`` in the optimizer's
+    settings prevents it.
 
     Keys of ``paramwise_cfg`` (all optional):
         decay_type: ``'layer_wise'`` (default) or ``'stage_wise'``.
         decay_rate: Factor from one layer to the one before it, above 0 and at most 1. Default 0.9.
-        num_layers: Inferred from the depths (6 for tiny, 12 for small to xlarge); where given, it must be that.
+        num_layers: Inferred from the depths (ConvNeXt: 6 for tiny, 12 for small to xlarge); where given, it must be
+            that.
         custom_keys: As in mmengine: ``{part_of_a_name: dict(lr_mult=..., decay_mult=...)}``, the longest match
             counts. The factors multiply the rule above; other entries are set in the parameter group.
 
@@ -91,7 +92,7 @@ class ConvNeXtLayerDecayConstructor(DefaultOptimWrapperConstructor):
         backbones = {
             _own_name(f'{name}.') if name else '': module
             for name, module in inner.named_modules()
-            if isinstance(module, (ConvNeXt, ConvNeXtSharedHead))
+            if isinstance(module, LayeredModule)
         }
         if not backbones:
             raise UserError(
@@ -115,16 +116,17 @@ class ConvNeXtLayerDecayConstructor(DefaultOptimWrapperConstructor):
                     'FSDP gave the parameters of whole modules as one, layer decay needs them one by one: '
                     'set strategy.model_wrapper.use_orig_params=True'
                 )
-            prefix = next((prefix for prefix in backbones if name.startswith(prefix)), None)
-            layer, scale = 'outside', 1.0
-            if prefix is not None:
-                backbone = backbones[prefix]
-                layer = backbone.layer_id(name[len(prefix) :], self.decay_type)
+            own_prefix = next((prefix for prefix in backbones if name.startswith(prefix)), None)
+            layer: int | str = 'outside'
+            scale = 1.0
+            if own_prefix is not None:
+                backbone = backbones[own_prefix]
+                layer = backbone.layer_id(name[len(own_prefix) :], self.decay_type)
                 scale = self.decay_rate ** (backbone.num_layers + 1 - layer)
                 if scale > 1:
                     raise UserError(
                         f'layer id {layer} of {name} is above num_layers + 1 = {backbone.num_layers + 1} '
-                        'and would raise its learning rate above the base rate: mend layer_id'
+                        'and would raise its learning rate above the base rate: fix layer_id'
                     )
             weight_decay = 0.0 if len(shapes[name]) <= 1 or name.endswith('.bias') else self.base_wd
             custom = self._custom(name, unmatched)
@@ -153,7 +155,7 @@ class ConvNeXtLayerDecayConstructor(DefaultOptimWrapperConstructor):
         unmatched.difference_update(matches)
         return dict(self.custom_keys[matches[0]]) if matches else {}
 
-    def _log_table(self, groups: list[Mapping]) -> None:
+    def _log_table(self, groups: Sequence[Mapping]) -> None:
         """One row a learning rate: a table that stays short for deep archs."""
         rows = [
             f'layer decay: {self.decay_type}, rate {self.decay_rate}, base lr {self.base_lr:g}, weight decay '

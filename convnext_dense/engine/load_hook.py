@@ -1,13 +1,15 @@
 """Whole checkpoints on their way into mmengine's runner: ``load_from``, ``--resume``, ``tools/test.py``.
 
 A module's own load hook only ever sees names below its own prefix. Weights under ``model`` or ``student.``, and bare
-ImageNet names, reach a ConvNeXt inside a detector as nothing; here they are brought below its prefix first.
+ImageNet names, reach a ConvNeXt inside a detector as nothing. Here they are brought below its prefix, in its names and
+layouts, whether the model is sharded or not.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import replace
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
@@ -17,15 +19,15 @@ from torch import Tensor, nn
 
 from convnext_dense.engine.fsdp import is_sharded, state_of, whole_parameters
 from convnext_dense.errors import UserError
-from convnext_dense.models.convnext import ConvNeXt
+from convnext_dense.models.convnext import FITTED, ConvNeXt
 from convnext_dense.weights.dialects import WRAPPED_MODULES
-from convnext_dense.weights.find import SECOND_CHOICE, choose, find_backbones, tensors_of
-from convnext_dense.weights.fit import fit_state_dict
+from convnext_dense.weights.find import Backbone, choose, find_backbones, is_second_choice, tensors_of
+from convnext_dense.weights.fit import fit_backbone
 from convnext_dense.weights.safe_reading import strip_code
 
 
 class ConvNeXtLoadHook(Hook):
-    """Unwraps what the runner has read, for models with a ConvNeXt in them, and takes Python text out of it.
+    """Fit what the runner has read to a model with a ConvNeXt in it, and take Python text out of the checkpoint.
 
     mmengine's ``resume`` executes the text of the config that a checkpoint carries.
 
@@ -50,94 +52,143 @@ class ConvNeXtLoadHook(Hook):
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
         with whole_parameters(runner.model):
-            unwrap_checkpoint(model, checkpoint, self.whole_model or runner._resume)
-            if is_sharded(model):
-                _fit(model, checkpoint['state_dict'])
+            fit_checkpoint(model, checkpoint, self.whole_model or runner._resume)
 
 
-def unwrap_checkpoint(model: nn.Module, checkpoint: dict, whole_model: bool = False) -> None:
+def attach_load_hook(runner: Runner, whole_model: bool) -> None:
+    """Make sure that a runner has exactly one :class:`ConvNeXtLoadHook`, whether its config names one or not.
+
+    Args:
+        runner: Its hooks are those of its config.
+        whole_model: As in :class:`ConvNeXtLoadHook`; a hook of the config that is stricter stays so.
+    """
+    for hook in runner.hooks:
+        if isinstance(hook, ConvNeXtLoadHook):
+            hook.whole_model = hook.whole_model or whole_model
+            return
+    runner.register_hook(ConvNeXtLoadHook(whole_model))
+
+
+def fit_checkpoint(model: nn.Module, checkpoint: dict, whole_model: bool = False) -> None:
     """Put the weights of ``model`` under ``checkpoint['state_dict']``, by the names of its own state dict.
 
-    The names inside a ConvNeXt stay as they are: its own load hook translates and checks them.
+    Args:
+        model: A model with any number of ConvNeXts in it; a sharded one inside ``whole_parameters``.
+        checkpoint: Changed in place.
+        whole_model: Refuse a checkpoint that lacks tensors of the model, whatever its backbone.
 
     Raises:
-        UserError: The checkpoint has no ConvNeXt, or several where one is wanted; with ``whole_model``, it lacks
-            tensors of the model, whatever its backbone.
+        UserError: The checkpoint has no ConvNeXt, or several where one is wanted, or its ConvNeXts do not fit; with
+            ``whole_model``, it lacks tensors of the model.
     """
-    paths = [f'{name}.' if name else '' for name, module in model.named_modules() if isinstance(module, ConvNeXt)]
+    convnexts = {}  # by their places in the model without wrappers around its parts
+    paths = {}  # of these, with wrappers
+    for path, module in model.named_modules():
+        if isinstance(module, ConvNeXt):
+            place = WRAPPED_MODULES.sub('', f'{path}.' if path else '')
+            convnexts[place], paths[place] = module, path
     if not paths:  # another model, loaded by mmengine
         if whole_model:
-            state = checkpoint.get('state_dict', checkpoint)
-            own, state = (
-                {
-                    WRAPPED_MODULES.sub('', name).removeprefix('module.'): value
-                    for name, value in part.items()
-                    if isinstance(value, Tensor)
-                }
-                for part in (model.state_dict(), state)
-            )
-            _check_rest(own, state, whole_model)
+            _check_model_without_convnext(model, checkpoint)
         return
+
     tensors = tensors_of(checkpoint)
-    backbones = find_backbones(tensors)
-    if not backbones:
-        raise UserError(
-            f'the checkpoint holds no ConvNeXt in a known layout, its first names are {list(tensors)[:3]}: '
-            'give the checkpoint of a model with a ConvNeXt'
-        )
-    own = state_of(model)
-    own_names = {WRAPPED_MODULES.sub('', name): name for name in own}
-    places = [WRAPPED_MODULES.sub('', path) for path in paths]
-    source = _root({backbone.prefix for backbone in backbones}, places)
-    target = ''
-    if source is None:  # a backbone without the model around it
-        if len(paths) > 1:
-            raise UserError(
-                f'the checkpoint has a ConvNeXt at {", ".join(repr(b.prefix) for b in backbones)}, the '
-                f'model has several, at {", ".join(map(repr, paths))}: give a checkpoint with these '
-                'prefixes'
-            )
-        source, target = choose(backbones).prefix, places[0]
-    state = {target + name[len(source) :]: value for name, value in tensors.items() if name.startswith(source)}
-    state = OrderedDict((own_names.get(name, name), value) for name, value in state.items())
-    _check_rest({name: value for name, value in own.items() if not name.startswith(tuple(paths))}, state, whole_model)
-    if source == 'state_dict.' and state.keys() == checkpoint['state_dict'].keys():
-        return  # as mmengine saves it
-    for key in [key for key, value in checkpoint.items() if isinstance(value, Tensor) or source.startswith(f'{key}.')]:
-        del checkpoint[key]
+    backbones = {backbone.prefix: backbone for backbone in find_backbones(tensors)}
+    source, target = _root(list(backbones.values()), list(paths), list(tensors))
+    own = {WRAPPED_MODULES.sub('', name): (name, value) for name, value in state_of(model).items()}
+
+    rest = {}
+    for name, value in tensors.items():
+        ours = target + name[len(source) :]
+        if name.startswith(source) and not ours.startswith(tuple(paths)):
+            rest[ours] = value
+    own_rest = {name: value for name, (_, value) in own.items() if not name.startswith(tuple(paths))}
+    _check_rest(own_rest, rest, whole_model)
+
+    state = OrderedDict((own[name][0] if name in own else name, value) for name, value in rest.items())
+    # Versions of layers, as mmengine saves them.
+    metadata = OrderedDict(getattr(checkpoint['state_dict'], '_metadata', {}) if source == 'state_dict.' else {})
+    for place, path in paths.items():
+        fitted = _fit_one(convnexts[place], place, backbones[source + place[len(target) :]])
+        for name, (own_name, value) in own.items():
+            if name.startswith(place):
+                state[own_name] = fitted.get(name[len(place) :], value.detach())
+        metadata[path] = {**metadata.get(path, {}), FITTED: True}
+    state._metadata = metadata  # type: ignore[attr-defined]
+
+    for key, value in list(checkpoint.items()):
+        if isinstance(value, Tensor) or source.startswith(f'{key}.'):
+            del checkpoint[key]
     checkpoint['state_dict'] = state
 
 
-def _fit(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """What a ConvNeXt's own load hook does, which does not see whole tensors where the model is sharded."""
-    for name, module in model.named_modules():
-        if isinstance(module, ConvNeXt):
-            path = WRAPPED_MODULES.sub('', f'{name}.' if name else '')
-            found = {key[len(path) :]: state.pop(key) for key in list(state) if key.startswith(path)}
-            fitted = fit_state_dict(module, found, place=path)
-            state.update({path + key: value.clone() for key, value in fitted.items()})
+def _fit_one(module: ConvNeXt, place: str, backbone: Backbone) -> dict[str, Tensor]:
+    """The tensors for one ConvNeXt, with one line in the log."""
+    # The prefix is that of the whole model: the line is the same for every way of loading.
+    fitted = fit_backbone(module.wanted_weights(place), replace(backbone, prefix=''))
+    print_log(fitted.summary, logger='current')
+    if is_sharded(module):
+        # FSDP cuts its shards out of these, and some of them are views of one storage.
+        return {name: value.clone() for name, value in fitted.tensors.items()}
+    return fitted.tensors
 
 
-def _root(prefixes: set[str], paths: list[str]) -> str | None:
-    """The prefix of a whole model in the file: every ConvNeXt of the model has its place below it."""
-    roots = {prefix[: len(prefix) - len(paths[0])] for prefix in prefixes if f'.{prefix}'.endswith(f'.{paths[0]}')}
-    roots = {root for root in roots if all(root + path in prefixes for path in paths)}
-    first = {root for root in roots if not SECOND_CHOICE.intersection(root.split('.'))} or roots
+def _root(backbones: list[Backbone], places: list[str], names: list[str]) -> tuple[str, str]:
+    """Where the model is in the file, and where in the model what is there belongs.
+
+    Returns:
+        The prefix of a whole model in the file and ``''``; or, for a backbone without the model around it, the prefix
+        of the backbone and its place in the model.
+
+    Raises:
+        UserError: There is no ConvNeXt in the file, or it is not clear which one to take.
+    """
+    if not backbones:
+        raise UserError(
+            f'the checkpoint holds no ConvNeXt in a known layout, its first names are {names[:3]}: '
+            'give the checkpoint of a model with a ConvNeXt'
+        )
+    prefixes = {backbone.prefix for backbone in backbones}
+    roots = []
+    for prefix in sorted(prefixes):
+        if not f'.{prefix}'.endswith(f'.{places[0]}'):
+            continue
+        root = prefix[: len(prefix) - len(places[0])]
+        if all(root + place in prefixes for place in places):
+            roots.append(root)
+    first = [root for root in roots if not is_second_choice(root)] or roots
     if len(first) > 1:
         raise UserError(
-            f'the checkpoint holds several models, at the prefixes {", ".join(map(repr, sorted(first)))}: '
+            f'the checkpoint holds several models, at the prefixes {", ".join(map(repr, first))}: '
             'give a file with one of them'
         )
-    return next(iter(first), None)
+    if first:
+        return first[0], ''
+    if len(places) > 1:
+        raise UserError(
+            f'the checkpoint has a ConvNeXt at {", ".join(map(repr, sorted(prefixes)))}, the model has several, at '
+            f'{", ".join(map(repr, places))}: give a checkpoint with these prefixes'
+        )
+    return choose(backbones).prefix, places[0]
+
+
+def _check_model_without_convnext(model: nn.Module, checkpoint: dict) -> None:
+    own = {WRAPPED_MODULES.sub('', name): value for name, value in model.state_dict().items()}
+    state = {}
+    for name, value in checkpoint.get('state_dict', checkpoint).items():
+        if isinstance(value, Tensor):
+            state[WRAPPED_MODULES.sub('', name).removeprefix('module.')] = value
+    _check_rest(own, state, whole_model=True)
 
 
 def _check_rest(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], whole_model: bool) -> None:
-    """Say what the checkpoint lacks outside the ConvNeXts, which check themselves."""
-    wrong = [
-        name
-        for name, value in wanted.items()
-        if not name.endswith('.num_batches_tracked') and (name not in state or state[name].shape != value.shape)
-    ]
+    """Say what the checkpoint lacks outside the ConvNeXts, which are checked by themselves."""
+    wrong = []
+    for name, value in wanted.items():
+        if name.endswith('.num_batches_tracked') or not isinstance(value, Tensor):
+            continue
+        if name not in state or state[name].shape != value.shape:
+            wrong.append(name)
     if not wrong:
         return
     names = f'{", ".join(wrong[:3])}{", ..." if len(wrong) > 3 else ""}'

@@ -12,12 +12,17 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, STRATEGIES, Registry, root
 from mmengine.runner import CheckpointLoader
 
+from convnext_dense import mmcv_ops
 from convnext_dense.engine.cpu_amp import CPUAmpOptimWrapper
 from convnext_dense.engine.fsdp import ConvNeXtFSDPStrategy
+from convnext_dense.engine.inference_hook import PrepareForInferenceHook
 from convnext_dense.engine.layer_decay import ConvNeXtLayerDecayConstructor
 from convnext_dense.engine.load_hook import ConvNeXtLoadHook
 from convnext_dense.models.adapters import ConvNeXtSharedHead, PyramidAdapter
 from convnext_dense.models.convnext import ConvNeXt
+from convnext_dense.models.isotropic import ConvNeXtIsotropic
+from convnext_dense.models.roadmap import ConvNeXtRoadmap
+from convnext_dense.models.simple_feature_pyramid import SimpleFeaturePyramid
 from convnext_dense.weights.safe_reading import allow_mmengine_checkpoints
 from convnext_dense.weights.sources import SCHEME, SHORT_NAME, load_from_convnext_dense
 
@@ -25,13 +30,19 @@ SCOPE = 'convnext_dense'
 
 
 def register_all() -> None:
-    """Make this package known to mmengine."""
+    """Make this package known to mmengine, and mmcv's operators available."""
+    provide_mmcv_operators()
     register_classes()
     register_scope()
     register_weight_sources()
     register_package_for_bases()
     register_onedl_mmseg()
     allow_mmengine_checkpoints()
+
+
+def provide_mmcv_operators() -> None:
+    """Let Python find ``mmcv._ext`` in this package, behind a compiled one, if somebody asks for it."""
+    mmcv_ops.install()
 
 
 def register_classes() -> None:
@@ -41,8 +52,15 @@ def register_classes() -> None:
         KeyError: Another package has registered one of these names.
     """
     classes = {
-        MODELS: (ConvNeXt, ConvNeXtSharedHead, PyramidAdapter),
-        HOOKS: (ConvNeXtLoadHook,),
+        MODELS: (
+            ConvNeXt,
+            ConvNeXtIsotropic,
+            ConvNeXtRoadmap,
+            ConvNeXtSharedHead,
+            PyramidAdapter,
+            SimpleFeaturePyramid,
+        ),
+        HOOKS: (ConvNeXtLoadHook, PrepareForInferenceHook),
         OPTIM_WRAPPERS: (CPUAmpOptimWrapper,),
         OPTIM_WRAPPER_CONSTRUCTORS: (ConvNeXtLayerDecayConstructor,),
         STRATEGIES: (ConvNeXtFSDPStrategy,),

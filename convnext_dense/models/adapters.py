@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from mmengine.model import BaseModule, PretrainedInit
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 from convnext_dense.archs import NUM_STAGES
 from convnext_dense.errors import UserError
 from convnext_dense.models.convnext import ConvNeXt
+from convnext_dense.models.staged import LayeredModule
 
 
-class ConvNeXtSharedHead(BaseModule):
+class ConvNeXtSharedHead(LayeredModule):
     """The last stage of a ConvNeXt as ``shared_head`` of a C4 detector, as its ResNets use theirs.
 
     The backbone in front outputs the stage before, ``out_indices=(2,)``.
@@ -36,7 +38,7 @@ class ConvNeXtSharedHead(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        self.options = dict(
+        self.options: dict[str, Any] = dict(
             arch=arch,
             drop_path_rate=drop_path_rate,
             layer_scale_init_value=layer_scale_init_value,
@@ -121,7 +123,8 @@ class PyramidAdapter(BaseModule):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward(self, x: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """One (N, channels, H, W) a stage, from fine to coarse -> one a stride of ``strides``."""

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from convnext_dense.errors import UserError
 from convnext_dense.models.fused_block import (
     BlockOptions,
     BlockParameters,
@@ -24,6 +25,7 @@ from convnext_dense.models.fusion_rule import compute_dtype, is_transformed, par
 from convnext_dense.models.layers import GRN, DropPath, global_response_norm
 
 TensorFunction = Callable[[Tensor], Tensor]
+MEMORY_MODES = ('default', 'lean', 'checkpoint')
 
 
 def residual_branch(
@@ -156,13 +158,13 @@ class Block(nn.Module):
 
     def parameters_in_order(self) -> BlockParameters:
         """The parameters as the fused block takes them."""
-        parts = self._modules
+        parts: dict[str, Any] = self._modules
         tensors: list[Tensor | None] = []
         for name in ('dwconv', 'norm', 'pwconv1', 'grn', 'pwconv2'):
             weight, bias = ('gamma', 'beta') if name == 'grn' else ('weight', 'bias')
             tensors.append(_parameter(parts[name], weight))
             tensors.append(_parameter(parts[name], bias))
-        return BlockParameters(*tensors, _parameter(self, 'gamma'))  # type: ignore[arg-type]
+        return BlockParameters._make([*tensors, _parameter(self, 'gamma')])
 
     def prepare(self, prepared: bool) -> None:
         """Promise that the parameters stay as they are until further notice, or take the promise back."""
@@ -197,7 +199,7 @@ class Block(nn.Module):
         return BlockOptions(
             norm_eps=self.norm.eps,
             grn_eps=getattr(self.grn, 'eps', 0.0),
-            padding=self.dwconv.padding[0],
+            padding=int(self.dwconv.padding[0]),
             dilation=self.dwconv.dilation[0],
             scale=scale,
             dtype=dtype,
@@ -221,7 +223,7 @@ def plain_branch(x: Tensor, params: BlockParameters, options: BlockOptions) -> T
         options: Of the block.
     """
     casts = (None if param is None else param.to(options.dtype) for param in params)
-    cast = BlockParameters(*casts)
+    cast = BlockParameters._make(casts)
 
     def grn(y: Tensor) -> Tensor:
         if cast.grn_gamma is None or cast.grn_beta is None:
@@ -280,6 +282,19 @@ def undo_prepare_for_inference(model: nn.Module) -> nn.Module:
         if isinstance(module, Block):
             module.prepare(False)
     return model
+
+
+def resolve_memory(owner: str, memory: str | None, with_cp: bool) -> str | None:
+    """Return the memory mode of the blocks of ``owner`` from its arguments ``memory`` and ``with_cp``.
+
+    Raises:
+        UserError: There is no such mode, or the arguments contradict each other.
+    """
+    if memory is not None and memory not in MEMORY_MODES:
+        raise UserError(f'{owner} has no memory={memory!r}: use one of {", ".join(map(repr, MEMORY_MODES))}')
+    if with_cp and memory not in (None, 'checkpoint'):
+        raise UserError(f"with_cp=True is memory='checkpoint', found memory={memory!r} too: give one of them")
+    return 'checkpoint' if with_cp else memory
 
 
 def _take_samples(x: Tensor, kept: Tensor) -> Tensor:

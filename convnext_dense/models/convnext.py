@@ -7,30 +7,33 @@ the V2 weights under CC BY-NC 4.0. Parameter names are the official ones, so tha
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
 
 import torch
-from mmengine.model import BaseModule, PretrainedInit
-from torch import Tensor, nn
+from mmengine.logging import print_log
+from mmengine.model import PretrainedInit
+from torch import nn
 
-from convnext_dense.archs import NUM_STAGES, resolve_arch, resolve_out_indices
+from convnext_dense.archs import DEFAULT_KERNEL_SIZE, NUM_STAGES, resolve_arch
 from convnext_dense.errors import UserError
-from convnext_dense.models.block import Block
-from convnext_dense.models.fusion_rule import is_transformed
+from convnext_dense.models.block import Block, resolve_memory
 from convnext_dense.models.layers import DilatedDownsample, LayerNorm2d
-from convnext_dense.weights.dialects import DEFAULT_KERNEL_SIZE, WRAPPED_MODULES
-from convnext_dense.weights.fit import fit_state_dict
+from convnext_dense.models.staged import StagedBackbone, linear_rates
+from convnext_dense.weights.dialects import WRAPPED_MODULES
+from convnext_dense.weights.fit import Wanted, fit
 from convnext_dense.weights.sources import licence_of, read
 
-MEMORY_MODES = ('default', 'lean', 'checkpoint')
+# In the metadata of a state dict, of a ConvNeXt whose tensors ConvNeXtLoadHook has fitted and announced.
+FITTED = 'fitted_to_convnext'
 
 
-class ConvNeXt(BaseModule):
+class ConvNeXt(StagedBackbone):
     """ConvNeXt V1 and V2 as a backbone: features of up to four stages, each with a LayerNorm of its own.
 
     The defaults are the official ones. Argument names of mmpretrain's ConvNeXt are accepted, so that in an existing
-    config only ``type='mmpretrain.ConvNeXt'`` has to become ``type='ConvNeXt'``.
+    config only ``type='mmpretrain.ConvNeXt'`` has to become ``type='ConvNeXt'``. ``forward`` and the layer ids of
+    layer decay are those of :class:`StagedBackbone`.
 
     Args:
         arch: A name in :data:`ARCHS`, or a dict of ``depths`` and ``channels`` (or ``dims``), four numbers each.
@@ -97,23 +100,9 @@ class ConvNeXt(BaseModule):
             if init_cfg is not None:
                 raise UserError('ConvNeXt was given both pretrained and init_cfg: give one of them')
             init_cfg = dict(type='Pretrained', checkpoint=pretrained)
-        super().__init__(init_cfg)
-        self.depths, self.channels = resolve_arch(arch)
-        self.out_indices = resolve_out_indices(out_indices)
-        num_built = self.out_indices[-1] + 1
-        if not 0 <= drop_path_rate < 1:
-            raise UserError(f'ConvNeXt needs 0 <= drop_path_rate < 1, found {drop_path_rate}')
         if layer_scale_init_value < 0:
             raise UserError(f'ConvNeXt needs layer_scale_init_value >= 0 (0: none), found {layer_scale_init_value}')
-        if not -1 <= frozen_stages <= num_built:
-            raise UserError(
-                f'ConvNeXt cannot freeze frozen_stages={frozen_stages}: with out_indices='
-                f'{self.out_indices} it has {num_built} stages, use -1 to {num_built}'
-            )
-        if memory is not None and memory not in MEMORY_MODES:
-            raise UserError(f'ConvNeXt has no memory={memory!r}: use one of {", ".join(map(repr, MEMORY_MODES))}')
-        if with_cp and memory not in (None, 'checkpoint'):
-            raise UserError(f"with_cp=True is memory='checkpoint', found memory={memory!r} too: give one of them")
+        memory = resolve_memory(type(self).__name__, memory, with_cp)
         if gap_before_final_norm:
             raise UserError(
                 'gap_before_final_norm=True makes a pooled vector for classification, a dense predictor '
@@ -139,16 +128,14 @@ class ConvNeXt(BaseModule):
             raise UserError(
                 f'ConvNeXt cannot use output_stride={output_stride}: use one of {", ".join(map(str, strides))}'
             )
-        self.strides = tuple(min(stride, output_stride or stride) for stride in strides)
+        built_strides = tuple(min(stride, output_stride or stride) for stride in strides)
+        depths, channels = resolve_arch(arch)
+        super().__init__(depths, out_indices, drop_path_rate, frozen_stages, built_strides, init_cfg)
+        self.channels = channels
         self.kernel_size = kernel_size
-        self.frozen_stages = frozen_stages
-        # Below this side, the last stage that is built would be empty.
-        self.min_size = self.strides[num_built - 1]
 
-        self.downsample_layers = nn.ModuleList()
-        self.stages = nn.ModuleList()
-        drop_path_rates = _linear_rates(drop_path_rate, sum(self.depths))
-        for i in range(num_built):
+        drop_path_rates = linear_rates(drop_path_rate, sum(self.depths))
+        for i in range(self.num_built):
             dilation = strides[i] // self.strides[i]
             if i == 0:
                 downsample = self._stem(in_channels, stem_patch_size, eps)
@@ -165,7 +152,7 @@ class ConvNeXt(BaseModule):
                     eps,
                     kernel_size,
                     dilation,
-                    'checkpoint' if with_cp else memory,
+                    memory,
                 )
                 blocks.append(block)
             self.stages.append(nn.Sequential(*blocks))
@@ -176,9 +163,9 @@ class ConvNeXt(BaseModule):
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 # Officially truncated at -2 and 2, a hundred deviations away, where nothing is left to cut off.
                 nn.init.normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
-        # Before any wrapper (DDP) counts the parameters to train.
-        self._freeze_stages()
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        self.freeze_stages()
 
     def _stem(self, in_channels: int, patch_size: int, eps: float) -> nn.Sequential:
         conv = nn.Conv2d(in_channels, self.channels[0], patch_size, patch_size)
@@ -190,101 +177,28 @@ class ConvNeXt(BaseModule):
         conv = nn.Conv2d(before, width, 2, 2) if dilation == 1 else DilatedDownsample(before, width, dilation // 2)
         return nn.Sequential(LayerNorm2d(before, eps=eps), conv)
 
-    @property
-    def num_layers(self) -> int:
-        """Layers that layer decay tells apart (official rule): 6 for tiny, 12 for small to xlarge."""
-        return 3 + math.ceil(self.depths[2] / 3)
-
-    def layer_id(self, name: str, decay_type: str) -> int:
-        """Layer of a parameter for layer-wise learning-rate decay (official detection and segmentation code).
-
-        Args:
-            name: Name of a parameter of this module, such as ``stages.2.4.pwconv1.weight``.
-            decay_type: ``'layer_wise'`` or ``'stage_wise'``.
-
-        Returns:
-            0 (stem) to ``num_layers + 1`` (full learning rate: the output norms, which are new).
-
-        Raises:
-            UserError: The rule does not know the name.
-        """
-        part, *rest = name.split('.')
-        if part == 'downsample_layers':
-            stage = int(rest[0])
-            if decay_type == 'stage_wise':
-                return 0
-            return (0, 2, 3, self.num_layers)[stage]
-        if part == 'stages':
-            stage, block = int(rest[0]), int(rest[1])
-            if decay_type == 'stage_wise':
-                return stage + 1
-            return (1, 2, 3 + block // 3, self.num_layers)[stage]
-        if part in {f'norm{i}' for i in self.out_indices}:
-            return self.num_layers + 1
-        raise UserError(
-            f'layer decay does not know the ConvNeXt parameter {name!r}: modules added to ConvNeXt need a '
-            'layer id of their own, override ConvNeXt.layer_id'
-        )
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Features of the stages in ``out_indices``.
-
-        Args:
-            x: (N, in_channels, H, W); H and W at least 32 where all four stages are built, odd sizes too.
-
-        Returns:
-            One contiguous tensor a stage: stage i has ``channels[i]`` and, floored, 1 / strides[i] of the size.
-
-        Raises:
-            UserError: The image is too small for the last stage.
-        """
-        # torch.fx passes a proxy, whose size is known only when the graph runs.
-        if isinstance(x, Tensor) and min(x.shape[-2:]) < self.min_size:
-            raise UserError(
-                f'ConvNeXt got an image of {x.shape[-2]}x{x.shape[-1]}, it needs at least '
-                f'{self.min_size}x{self.min_size}: enlarge the image in the pipeline (Resize) or pad it '
-                '(pad_size_divisor of the data_preprocessor)'
-            )
-        if not is_transformed():
-            x = x.contiguous(memory_format=torch.channels_last)
-        outputs = []
-        for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages)):
-            x = stage(downsample(x))
-            if i in self.out_indices:
-                # mmcv's RoIAlign assumes contiguous NCHW and silently returns wrong values for any other layout.
-                outputs.append(getattr(self, f'norm{i}')(x).contiguous())
-        return tuple(outputs)
-
-    def _freeze_stages(self) -> None:
-        for i in range(self.frozen_stages):
-            for module in (self.downsample_layers[i], self.stages[i]):
-                module.eval()  # no stochastic depth in frozen stages
-                module.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> ConvNeXt:
-        super().train(mode)
-        self._freeze_stages()
-        return self
-
     def init_weights(self) -> None:
         """Load what ``init_cfg`` names; the official initialisation was done at construction.
 
-        ``dict(type='Pretrained', checkpoint=SOURCE)`` takes every source of :func:`weight_files.fetch`; its ``prefix``
-        chooses among several ConvNeXts in one file.
+        ``dict(type='Pretrained', checkpoint=SOURCE)`` takes every source of
+        :func:`convnext_dense.weights.sources.fetch`; its ``prefix`` chooses among several ConvNeXts in one file.
 
         Raises:
             UserError: The file cannot be had or does not fit.
         """
-        configs = [self.init_cfg] if isinstance(self.init_cfg, dict) else list(self.init_cfg or ())
+        whole: Any = self.init_cfg
+        again = self.is_init
+        configs = [whole] if isinstance(whole, dict) else list(whole or ())
         pretrained = [cfg for cfg in configs if cfg['type'] in ('Pretrained', PretrainedInit)]
-        whole, again = self.init_cfg, self.is_init
         # mmengine's own Pretrained knows neither our sources nor safe reading in every version of it.
-        self.init_cfg = [cfg for cfg in configs if cfg not in pretrained]
+        self.init_cfg: Any = [cfg for cfg in configs if cfg not in pretrained]
         try:
             super().init_weights()
         finally:
             self.init_cfg = whole
-        for cfg in () if again else pretrained:
+        if again:
+            return
+        for cfg in pretrained:
             self._load_pretrained(cfg['checkpoint'], cfg.get('prefix'))
 
     def _load_pretrained(self, source: str, prefix: str | None) -> None:
@@ -297,26 +211,54 @@ class ConvNeXt(BaseModule):
                 '--cfg-options model.backbone.init_cfg=None'
             ) from error
         try:
-            state = fit_state_dict(self, checkpoint, prefix, licence_of(source))
+            fitted = fit(self.wanted_weights(), checkpoint, prefix)
         except UserError as error:
             raise UserError(f'{source}: {error}') from error
+        licence = licence_of(source)
+        print_log(f'{fitted.summary}; {licence}' if licence else fitted.summary, logger='current')
+        params = {WRAPPED_MODULES.sub('', name): param for name, param in self.named_parameters()}
         with torch.no_grad():
-            for name, param in self.named_parameters():
-                param.copy_(state[name])
+            for name, value in fitted.tensors.items():
+                params[name].copy_(value)
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
-        # Called by every way of loading: load_state_dict, init_cfg, a checkpoint of the model around this one. Of a
-        # model under FSDP only shards are here: ConvNeXtLoadHook has fitted the file.
+    def wanted_weights(self, place: str = '') -> Wanted:
+        """Describe what this module wants from a file; a sharded one inside ``whole_parameters``.
+
+        Args:
+            place: Where it is in the model around it, such as ``backbone.``, for messages.
+        """
+        return Wanted(
+            shapes={WRAPPED_MODULES.sub('', name): tuple(param.shape) for name, param in self.named_parameters()},
+            dtype=next(self.parameters()).dtype,
+            depths=self.depths,
+            channels=self.channels,
+            kernel_size=self.kernel_size,
+            out_indices=self.out_indices,
+            place=place,
+        )
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict, *args: Any, **kwargs: Any
+    ) -> None:
+        # Every way of loading calls this: load_state_dict, mmengine's load_checkpoint and runner.
+        found = {name[len(prefix) :]: value for name, value in state_dict.items() if name.startswith(prefix)}
         if any('_fsdp_wrapped_module' in name for name, _ in self.named_parameters()):
-            self._check_names({key[len(prefix) :] for key in state_dict if key.startswith(prefix)}, prefix)
-            super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-            return
-        own = {key[len(prefix) :]: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
-        fitted = fit_state_dict(self, own, place=prefix)
-        state_dict.update({prefix + key: value for key, value in fitted.items()})
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+            self._check_names(found.keys(), prefix)  # only shards are here, the shapes are unknown
+        elif not (local_metadata.get(FITTED) and self._has_shapes_of(found)):
+            own = self.state_dict()
+            fitted = fit(self.wanted_weights(prefix), found)
+            print_log(fitted.summary, logger='current')
+            for name in found:
+                del state_dict[prefix + name]
+            for name, value in own.items():
+                state_dict[prefix + name] = fitted.tensors.get(WRAPPED_MODULES.sub('', name), value)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args, **kwargs)
 
-    def _check_names(self, found: set[str], place: str) -> None:
+    def _has_shapes_of(self, found: Mapping[str, Any]) -> bool:
+        own = self.state_dict()
+        return own.keys() == found.keys() and all(own[name].shape == found[name].shape for name in own)
+
+    def _check_names(self, found: Set[str], place: str) -> None:
         wanted = {WRAPPED_MODULES.sub('', name) for name, _ in self.named_parameters()}
         if found != wanted:
             raise UserError(
@@ -324,10 +266,3 @@ class ConvNeXt(BaseModule):
                 f'{sorted(found - wanted)[:3]}: sharded models load other layouts through '
                 "custom_hooks=[dict(type='ConvNeXtLoadHook')] only"
             )
-
-
-def _linear_rates(last: float, count: int) -> list[float]:
-    """``count`` rates of stochastic depth from 0 to ``last``; as torch.linspace, without a tensor."""
-    if count == 1:
-        return [0.0]
-    return [last * i / (count - 1) for i in range(count)]

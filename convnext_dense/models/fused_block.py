@@ -240,6 +240,8 @@ def branch_backward(
         inside, grad_u, folded.dwconv_weight, options.padding, options.dilation
     )
     grad_bias2 = grad_tokens.sum(0, dtype=_wide(dtype))  # of the folded second Linear
+    assert sums.weight1 is not None and sums.bias1 is not None and sums.weight2 is not None
+    second = _unfold(sums.weight2, grad_bias2, params, options.scale)
     grads = BlockParameters(
         dwconv_weight=grad_dwconv_weight.contiguous(),
         dwconv_bias=grad_dwconv_bias,
@@ -248,15 +250,28 @@ def branch_backward(
         pwconv1_weight=sums.weight1,
         pwconv1_bias=sums.bias1,
         grn_gamma=sums.grn_gamma,
-        **_unfold(sums.weight2, grad_bias2, params, options.scale),
+        grn_beta=second.grn_beta,
+        pwconv2_weight=second.weight,
+        pwconv2_bias=second.bias,
+        gamma=second.gamma,
     )
-    return grad_inside, BlockParameters(
-        *(None if grad is None else grad.to(param.dtype) for grad, param in zip(grads, params))
-    )
+    cast: list[Tensor | None] = []
+    for grad_param, param in zip(grads, params):
+        cast.append(None if grad_param is None or param is None else grad_param.to(param.dtype))
+    return grad_inside, BlockParameters._make(cast)
 
 
-def _unfold(grad_weight: Tensor, grad_bias: Tensor, params: BlockParameters, scale: float) -> dict[str, Tensor | None]:
-    """Gradients of what :func:`fold` put into the second Linear, from those of the folded weight and bias.
+class _SecondLinear(NamedTuple):
+    """Gradients of what :func:`fold` puts into the second Linear."""
+
+    weight: Tensor
+    bias: Tensor
+    gamma: Tensor | None
+    grn_beta: Tensor | None
+
+
+def _unfold(grad_weight: Tensor, grad_bias: Tensor, params: BlockParameters, scale: float) -> _SecondLinear:
+    """Gradients of the parameters from those of the folded weight and bias.
 
     It never divides by gamma, which may be 0. ``grad_weight`` holds sums over ``a`` before ``grn_beta`` was added.
     """
@@ -274,7 +289,7 @@ def _unfold(grad_weight: Tensor, grad_bias: Tensor, params: BlockParameters, sca
         grad_weight, grad_bias = grad_weight * scale, grad_bias * scale
     if params.grn_beta is not None:
         grad_grn_beta = grad_bias @ weight
-    return dict(grn_beta=grad_grn_beta, pwconv2_weight=grad_weight, pwconv2_bias=grad_bias, gamma=grad_gamma)
+    return _SecondLinear(grad_weight, grad_bias, grad_gamma, grad_grn_beta)
 
 
 class _WeightSums:
@@ -426,7 +441,7 @@ class FusedBranch(torch.autograd.Function):
             ctx.save_for_backward(inside, None, None, *params)
             return residual.clone()
         with torch.autocast(inside.device.type, enabled=False):
-            folded = fold(BlockParameters(*params), options)
+            folded = fold(BlockParameters._make(params), options)
             out, saved = branch_forward(residual, inside, folded, options, save=True)
         hidden = saved.hidden or []
         ctx.num_hidden = len(hidden)
@@ -436,14 +451,14 @@ class FusedBranch(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         inside, u, energy, *rest = ctx.saved_tensors
-        params = BlockParameters(*rest[: len(BlockParameters._fields)])
+        params = BlockParameters._make(rest[: len(BlockParameters._fields)])
         hidden = rest[len(BlockParameters._fields) :]
         with torch.autocast(inside.device.type, enabled=False):
             if torch.is_grad_enabled():
                 grad_inside, grads = _differentiable_backward(ctx, grad_out, inside, params)
             elif not len(inside):  # DDP waits for a gradient of every parameter
                 zeros = (None if param is None else torch.zeros_like(param) for param in params)
-                grad_inside, grads = torch.zeros_like(inside), BlockParameters(*zeros)
+                grad_inside, grads = torch.zeros_like(inside), BlockParameters._make(zeros)
             else:
                 saved = Saved(u, hidden or None, energy)
                 grad_inside, grads = branch_backward(grad_out, inside, saved, params, ctx.options)
@@ -460,5 +475,5 @@ def _differentiable_backward(
         branch, wanted, grad_out.to(branch.dtype), create_graph=True, allow_unused=True, materialize_grads=True
     )
     by_identity = {id(tensor): grad for tensor, grad in zip(wanted, found)}
-    grads = BlockParameters(*(by_identity.get(id(param)) for param in params))
+    grads = BlockParameters._make(by_identity.get(id(param)) for param in params)
     return by_identity.get(id(inside)), grads

@@ -10,10 +10,11 @@ Hooks on the block itself, and hooks on state dicts, need no check: the block's 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C import _autograd, _functorch  # type: ignore[attr-defined]
+from torch._C import _autograd, _functorch
 from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 from torch.overrides import _get_current_function_mode_stack
@@ -76,9 +77,9 @@ def _operations_are_recorded() -> bool:
 
 def parts_are_plain(block: nn.Module) -> bool:
     """Whether every part is of the plain class and its ``forward`` alone is what a call of it runs."""
-    parts = block._modules
+    parts: dict[str, Any] = block._modules
     for name, classes in PART_CLASSES.items():
-        part = parts.get(name)
+        part = parts[name]
         if type(part) not in classes:
             return False
         if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
@@ -87,7 +88,7 @@ def parts_are_plain(block: nn.Module) -> bool:
             return False
     conv, norm, act = parts['dwconv'], parts['norm'], parts['act']
     height, width = conv.kernel_size
-    return (
+    return bool(
         conv.stride == (1, 1)
         and height == width
         and conv.padding_mode == 'zeros'

@@ -1,59 +1,87 @@
-"""Keep, print and write the metrics of a run."""
+"""Keep and print the metrics of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+# Columns of the table of a detector, and how the names of mmdet's metrics end.
+AP_COLUMNS = {'AP': 'mAP', 'AP50': 'mAP_50', 'AP75': 'mAP_75', 'AP_S': 'mAP_s', 'AP_M': 'mAP_m', 'AP_L': 'mAP_l'}
+SEGMENTATION_COLUMNS = ('mIoU', 'mAcc', 'aAcc')
+
 
 def metrics_table(metrics: Mapping[str, Any]) -> str:
-    """A few lines for people out of mmengine's metrics."""
+    """Format metrics for people: box and mask AP of detectors, mIoU of segmentors, names and values of others.
 
-    def row(title: str, values: list) -> str:
-        # COCO says -1 where there is nothing to measure.
-        cells = [
-            value if isinstance(value, str) else '-' if value in (None, -1) else f'{value:.4g}' for value in values
-        ]
-        return f'{title:<6}' + ''.join(f'{cell:>8}' for cell in cells)
-
-    columns = {'AP': '', 'AP50': '_50', 'AP75': '_75', 'AP_S': '_s', 'AP_M': '_m', 'AP_L': '_l'}
-    rows = []
+    Args:
+        metrics: Values by mmengine's names, such as ``coco/bbox_mAP``.
+    """
+    lines = []
     for title, kind in (('box', 'bbox'), ('mask', 'segm')):
-        prefix = next((key[: -len('mAP')] for key in metrics if key.endswith(f'{kind}_mAP')), None)
+        prefix = _prefix_of(metrics, kind)
         if prefix is not None:
-            rows.append(row(title, [metrics.get(f'{prefix}mAP{suffix}') for suffix in columns.values()]))
-    if rows:
-        return '\n'.join([row('', list(columns)), *rows])
+            lines.append(_row(title, [metrics.get(prefix + name) for name in AP_COLUMNS.values()]))
+    if lines:
+        return '\n'.join([_row('', list(AP_COLUMNS)), *lines])
     if 'mIoU' in metrics:
-        names = [name for name in ('mIoU', 'mAcc', 'aAcc') if name in metrics]
-        return '\n'.join([row('', names), row('', [metrics[name] for name in names])])
+        names = [name for name in SEGMENTATION_COLUMNS if name in metrics]
+        return '\n'.join([_row('', names), _row('', [metrics[name] for name in names])])
     return '\n'.join(f'{name:<30} {value}' for name, value in metrics.items())
 
 
+def _prefix_of(metrics: Mapping[str, Any], kind: str) -> str | None:
+    """Return what stands before ``mAP`` in the names of a kind of metrics, such as ``coco/bbox_``."""
+    for name in metrics:
+        if name.endswith(f'{kind}_mAP'):
+            return name.removesuffix('mAP')
+    return None
+
+
+def _row(title: str, values: Sequence[str | float | None]) -> str:
+    cells = []
+    for value in values:
+        if isinstance(value, str):
+            cells.append(value)
+        elif value is None or value == -1:  # COCO writes -1 where there is nothing to measure
+            cells.append('-')
+        else:
+            cells.append(f'{value:.4g}')
+    return f'{title:<6}' + ''.join(f'{cell:>8}' for cell in cells)
+
+
 class MetricsHook(Hook):
-    """Keeps the metrics of the last validation or test."""
+    """Keep the metrics of the last validation or test.
+
+    Attributes:
+        metrics: Values by mmengine's names; None before the first evaluation.
+    """
 
     metrics: dict[str, float] | None = None
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        self.metrics = metrics or _nothing_detected(runner.val_loop.evaluator)
+        self.metrics = metrics or _metrics_of_no_detection(runner.val_loop.evaluator)
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        self.metrics = metrics or _nothing_detected(runner.test_loop.evaluator)
+        self.metrics = metrics or _metrics_of_no_detection(runner.test_loop.evaluator)
 
 
-def _nothing_detected(evaluator: Evaluator) -> dict[str, float] | None:
-    """COCO's metrics of no detection at all: AP is 0, where mmdet's CocoMetric returns nothing."""
-    coco = [metric for metric in evaluator.metrics if type(metric).__name__ == 'CocoMetric']
-    if coco:
-        print('\nno detection reached the score threshold (test_cfg.rcnn.score_thr): every AP is 0')
-    return {
-        f'{metric.prefix}/{kind}_{name}': 0.0
-        for metric in coco
-        for kind in metric.metrics
-        for name in ('mAP', 'mAP_50', 'mAP_75')
-    } or None
+def _metrics_of_no_detection(evaluator: Evaluator) -> dict[str, float] | None:
+    """Return an AP of 0 for every kind of mmdet's CocoMetric, which itself returns nothing if nothing was detected."""
+    mmdet_evaluation = sys.modules.get('mmdet.evaluation')  # imported if there is a CocoMetric
+    if mmdet_evaluation is None:
+        return None
+    metrics = {}
+    for metric in evaluator.metrics:
+        if type(metric) is mmdet_evaluation.CocoMetric:  # subclasses name their metrics otherwise
+            for kind in metric.metrics:
+                for name in ('mAP', 'mAP_50', 'mAP_75'):
+                    metrics[f'{metric.prefix}/{kind}_{name}'] = 0.0
+    if not metrics:
+        return None
+    print('\nno detection reached the score threshold (test_cfg.rcnn.score_thr): every AP is 0')
+    return metrics

@@ -1,12 +1,12 @@
-"""Command-line options that the tools share, and the config that they lead to."""
+"""What the tools share: the config that their options name, sizes of images, and how errors end a program."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import pickle
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,35 +19,9 @@ from convnext_dense.toolkits import install_errors
 DATA_VARIABLE = 'CONVNEXT_DENSE_DATA'
 
 
-def common_arguments(description: str) -> argparse.ArgumentParser:
-    """The options that training and testing share, named as in mmdet's and mmseg's tools."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument('config', help='config file')
-    parser.add_argument(
-        '--work-dir', help='folder for logs, checkpoints and metrics.json; default work_dirs/NAME_OF_THE_CONFIG'
-    )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        metavar='KEY=VALUE',
-        help='change the config, as in model.backbone.init_cfg=None or key="[(a,b),(c,d)]"; '
-        'data_root=FOLDER moves everything that the config reads below its data_root',
-    )
-    parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='how several processes were started',
-    )
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed.launch')
-    return parser
-
-
 @contextmanager
 def errors_as_sentences() -> Iterator[None]:
-    """End the program with one sentence and status 1 where the user can act; other errors keep their traceback."""
+    """End the program with one sentence and status 1 if the user can act; other errors keep their traceback."""
     try:
         yield
     except UserError as error:
@@ -60,39 +34,79 @@ def errors_as_sentences() -> Iterator[None]:
         )
 
 
-def read_config(args: argparse.Namespace) -> Config:
-    """The config that ``args`` of :func:`common_arguments` name, with their changes and a work folder.
+def read_config(path: str, cfg_options: Sequence[str] = ()) -> Config:
+    """Read a config and change it as the option ``--cfg-options`` says.
+
+    Args:
+        path: A config file.
+        cfg_options: Changes as ``KEY=VALUE``, with the values that mmengine's tools accept. ``data_root=FOLDER`` moves
+            every path below the config's own ``data_root``.
 
     Raises:
-        UserError: There is no such file, or a toolkit that it inherits from is not installed.
+        UserError: There is no such file, a toolkit that it inherits from is not installed, or a change is malformed.
     """
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    check_file(args.config, 'config')
+    check_file(path, 'config')
+    changes = _parse_changes(cfg_options)
     with install_errors():
-        cfg = Config.fromfile(args.config)
-    options = dict(args.cfg_options)
-    if 'data_root' in options and 'data_root' in cfg:
-        old, new = (root.rstrip('/') for root in (cfg.data_root, options.pop('data_root')))
+        cfg = Config.fromfile(path)
+    if 'data_root' in changes and 'data_root' in cfg:
+        old_root = cfg.data_root.rstrip('/')
+        new_root = str(changes.pop('data_root')).rstrip('/')
         # cfg._cfg_dict: a Config does not let its own dict be exchanged.
-        cfg.merge_from_dict(_moved(cfg._cfg_dict.to_dict(), old, new))
-    cfg.merge_from_dict(options)
-    cfg.launcher = args.launcher
-    cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(args.config).stem)
+        cfg.merge_from_dict(_moved(cfg._cfg_dict.to_dict(), old_root, new_root))
+    cfg.merge_from_dict(changes)
     return cfg
 
 
-def _moved(value: Any, old: str, new: str) -> Any:
-    """``value`` with every path below the folder ``old`` moved to ``new``."""
+def _parse_changes(cfg_options: Sequence[str]) -> dict[str, Any]:
+    """Parse ``KEY=VALUE`` texts as mmengine's own ``--cfg-options`` does."""
+    for text in cfg_options:
+        if '=' not in text:
+            raise UserError(f'--cfg-options {text}: write KEY=VALUE, as in model.backbone.arch=base')
+    parsed = argparse.Namespace()
+    action = DictAction(option_strings=['--cfg-options'], dest='changes')
+    try:
+        action(argparse.ArgumentParser(), parsed, list(cfg_options))
+    except AssertionError as error:  # brackets that do not match
+        raise UserError(f'--cfg-options: {error}: close every bracket') from error
+    return parsed.changes
+
+
+def _moved(value: Any, old_root: str, new_root: str) -> Any:
+    """Return ``value`` with every path below the folder ``old_root`` moved to ``new_root``."""
     if isinstance(value, dict):
-        return {key: _moved(item, old, new) for key, item in value.items()}
+        return {key: _moved(item, old_root, new_root) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_moved(item, old, new) for item in value)
-    if isinstance(value, str) and (value == old or value.startswith(old + '/')):
-        return new + value[len(old) :]
+        return type(value)(_moved(item, old_root, new_root) for item in value)
+    if isinstance(value, str) and (value == old_root or value.startswith(old_root + '/')):
+        return new_root + value[len(old_root) :]
     return value
 
 
+def nested_dicts(value: Any) -> Iterator[dict]:
+    """Yield every dict inside a part of a config, outer ones first."""
+    if isinstance(value, dict):
+        yield value
+        for item in value.values():
+            yield from nested_dicts(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from nested_dicts(item)
+
+
 def check_file(path: str, what: str) -> None:
-    """Raise a UserError where there is no file ``path``."""
+    """Raise UserError if there is no file ``path``; ``what`` names its kind in the message."""
     if '://' not in path and not Path(path).is_file():
         raise UserError(f'there is no {what} file {path}: check the path (working folder: {Path.cwd()})')
+
+
+def height_and_width(text: str) -> tuple[int, int]:
+    """Parse the size of an image as every tool writes it: '800x1280' -> (800, 1280).
+
+    Raises:
+        UserError: The text has another form.
+    """
+    found = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', text)
+    if not found:
+        raise UserError(f'{text!r} is no size of an image: write HEIGHTxWIDTH in pixels, such as 800x1280')
+    return int(found[1]), int(found[2])

@@ -1,14 +1,15 @@
-"""From a config and command-line options to a finished run of mmengine's runner and a table of its metrics.
+"""From a config and options to a finished run of mmengine's runner and a table of its metrics.
 
 ``tools/train.py`` and ``tools/test.py`` are the command lines of this module, one pair for mmdet and mmseg.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -17,11 +18,13 @@ from mmengine.dist import is_distributed, is_main_process
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from convnext_dense.engine.load_hook import ConvNeXtLoadHook
+from convnext_dense.engine.inference_hook import PrepareForInferenceHook
+from convnext_dense.engine.load_hook import attach_load_hook
 from convnext_dense.errors import UserError
+from convnext_dense.mmcv_ops import operators_in_use
 from convnext_dense.run.machine import fit_to_machine
 from convnext_dense.run.metrics import MetricsHook, metrics_table
-from convnext_dense.run.options import DATA_VARIABLE, read_config
+from convnext_dense.run.options import DATA_VARIABLE, nested_dicts, read_config
 from convnext_dense.toolkits import check_toolkit
 from convnext_dense.weights.safe_reading import only_safe_loading
 from convnext_dense.weights.sources import SCHEME, check_source
@@ -29,99 +32,164 @@ from convnext_dense.weights.sources import SCHEME, check_source
 TTA_RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # official multi-scale test
 
 
-def train(args: argparse.Namespace) -> None:
-    """Train as ``args`` of tools/train.py say; ends with the metrics of the last validation.
+def train(
+    config: str,
+    *,
+    cfg_options: Sequence[str] = (),
+    work_dir: str | None = None,
+    launcher: str = 'none',
+    local_rank: int = 0,
+    amp: bool = False,
+    auto_scale_lr: bool = False,
+    resume: str | None = None,
+) -> None:
+    """Train a detector or segmentor; print the metrics of the last validation and write them to ``metrics.json``.
+
+    Args:
+        config: A config file of mmdet or mmseg.
+        cfg_options: Changes of the config, see :func:`convnext_dense.run.options.read_config`.
+        work_dir: Folder for logs, checkpoints and metrics; default ``work_dirs/NAME_OF_THE_CONFIG``.
+        launcher: How several processes were started: 'none', 'pytorch', 'slurm' or 'mpi'.
+        local_rank: Number of this process on its machine, for launchers that set no ``LOCAL_RANK``.
+        amp: Use mixed precision; in bfloat16 on CPUs, unless the config says otherwise.
+        auto_scale_lr: Scale the learning rate linearly with the batch over all GPUs.
+        resume: A checkpoint to continue from, or 'auto' for the last one in the work folder.
 
     Raises:
-        UserError: Something given cannot be used.
+        UserError: A file does not exist, or an option does not go with the config.
     """
-    cfg = read_config(args)
-    if args.amp:
+    cfg = _read_run_config(config, cfg_options, work_dir, launcher, local_rank)
+    if amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
         if get_device() == 'cpu':
-            cfg.optim_wrapper.setdefault('dtype', 'bfloat16')  # who asks for it shall have it
-    if args.auto_scale_lr:
+            cfg.optim_wrapper.setdefault('dtype', 'bfloat16')  # otherwise fit_to_machine takes it for float16
+    if auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise UserError(
-                f'--auto-scale-lr needs the batch that the rate of {args.config} was made for: add '
+                f'--auto-scale-lr needs the batch that the rate of {config} was made for: add '
                 '--cfg-options auto_scale_lr.base_batch_size=16'
             )
         cfg.auto_scale_lr.enable = True
-    if args.resume:
+    if resume:
         cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+        cfg.load_from = None if resume == 'auto' else resume
     if cfg.get('load_from'):
         check_source(cfg.load_from, 'checkpoint')
-    _check_data(cfg, ('train', 'val') if cfg.get('val_dataloader') else ('train',))
-    _run(cfg, args.launcher, 'train')
+    _check_data(cfg, 'train')
+    if cfg.get('val_dataloader'):
+        _check_data(cfg, 'val')
+    _run(cfg, launcher, 'train')
 
 
-def test(args: argparse.Namespace) -> None:
-    """Test as ``args`` of tools/test.py say; ends with the metrics.
+def test(
+    config: str,
+    checkpoint: str,
+    *,
+    cfg_options: Sequence[str] = (),
+    work_dir: str | None = None,
+    launcher: str = 'none',
+    local_rank: int = 0,
+    tta: bool = False,
+    show_dir: str | None = None,
+    out: str | None = None,
+) -> None:
+    """Test a detector or segmentor; print its metrics and write them to ``metrics.json``.
+
+    Args:
+        config, cfg_options, work_dir, launcher, local_rank: As for :func:`train`.
+        checkpoint: A file with every tensor of the model.
+        tta: Use the multi-scale and flip test, see :func:`use_test_time_augmentation`.
+        show_dir: Draw predictions beside ground truth into this folder.
+        out: Keep the predictions: a .pkl file for detectors, a folder of label maps for segmentors.
 
     Raises:
-        UserError: Something given cannot be used.
+        UserError: A file does not exist, or an option does not go with the config.
     """
-    check_source(args.checkpoint, 'checkpoint')
-    cfg = read_config(args)
-    cfg.load_from = args.checkpoint
-    if args.tta:
+    check_source(checkpoint, 'checkpoint')
+    cfg = _read_run_config(config, cfg_options, work_dir, launcher, local_rank)
+    cfg.load_from = checkpoint
+    if tta:
         use_test_time_augmentation(cfg)
-    if args.show_dir:
-        _draw_into(cfg, Path(args.show_dir).absolute())
-    if args.out:
-        _keep_predictions(cfg, args.out)
-    _check_data(cfg, ('test',))
-    _run(cfg, args.launcher, 'test')
+    if show_dir:
+        _draw_into(cfg, Path(show_dir).absolute())
+    if out:
+        _keep_predictions(cfg, out)
+    _check_data(cfg, 'test')
+    _run(cfg, launcher, 'test')
+
+
+def _read_run_config(
+    config: str, cfg_options: Sequence[str], work_dir: str | None, launcher: str, local_rank: int
+) -> Config:
+    """Read the config of a run and set its work folder and launcher."""
+    os.environ.setdefault('LOCAL_RANK', str(local_rank))
+    cfg = read_config(config, cfg_options)
+    cfg.launcher = launcher
+    cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(config).stem)
+    return cfg
 
 
 def use_test_time_augmentation(cfg: Config) -> None:
-    """Official multi-scale and flip test for segmentors: whole images at 0.5 to 1.75 times the test scale.
+    """Change ``cfg`` to a test on augmented images.
 
-    mmseg's own ``tta_pipeline`` scales the raw image instead of the test scale.
+    Segmentors get the official test on whole images: at 0.5 to 1.75 times the test scale, each flipped too. (The
+    ``tta_pipeline`` of mmseg scales the raw image instead of the test scale.) Detectors get the ``tta_model`` and
+    ``tta_pipeline`` of their config.
 
     Raises:
-        UserError: The model cannot be tested so.
+        UserError: The model or its test pipeline cannot be tested so.
     """
-    if 'decode_head' not in cfg.model:
-        if 'mask_head' in str(cfg.model):
-            raise UserError(
-                '--tta: mmdet can merge boxes of augmented images, but not masks, so a detector with masks '
-                'has no such test: leave out --tta'
-            )
-        if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
-            raise UserError('--tta: the config defines no tta_model and tta_pipeline: add them or leave out --tta')
-        cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-        cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
-        return
-    pipeline = cfg.test_dataloader.dataset.pipeline
-    at = [i for i, step in enumerate(pipeline) if step.type == 'Resize' and 'scale' in step]
-    if len(at) != 1:
+    if 'decode_head' in cfg.model:
+        _augment_segmentor(cfg)
+    else:
+        _augment_detector(cfg)
+
+
+def _augment_detector(cfg: Config) -> None:
+    if has_masks(cfg):
         raise UserError(
-            f'--tta scales the Resize(scale=...) of the test pipeline, which has {len(at)} of them: give it one'
+            '--tta: mmdet can merge boxes of augmented images, but not masks, so a detector with masks '
+            'has no such test: leave out --tta'
         )
-    before, resize, after = pipeline[: at[0]], pipeline[at[0]], pipeline[at[0] + 1 :]
-    scales = [tuple(int(side * ratio) for side in resize.scale) for ratio in TTA_RATIOS]
-    cfg.test_dataloader.dataset.pipeline = [
-        *before,
-        dict(
-            type='TestTimeAug',
-            transforms=[
-                [dict(resize, scale=scale) for scale in scales],
-                [dict(type='RandomFlip', prob=prob, direction='horizontal') for prob in (0.0, 1.0)],
-                *([step] for step in after),
-            ],
-        ),
-    ]
+    if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
+        raise UserError('--tta: the config defines no tta_model and tta_pipeline: add them or leave out --tta')
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+
+
+def has_masks(cfg: Config) -> bool:
+    """Return whether a detector has a mask head at any depth; ``mask_head=None`` is none."""
+    return any(part.get('mask_head') is not None for part in nested_dicts(cfg.model))
+
+
+def _augment_segmentor(cfg: Config) -> None:
+    pipeline = cfg.test_dataloader.dataset.pipeline
+    resize_indices = [i for i, step in enumerate(pipeline) if step.type == 'Resize' and 'scale' in step]
+    if len(resize_indices) != 1:
+        raise UserError(
+            f'--tta scales the Resize(scale=...) of the test pipeline, which has {len(resize_indices)} of them: '
+            'give it one'
+        )
+    index = resize_indices[0]
+    resize = pipeline[index]
+    width, height = resize.scale  # mmcv writes (width, height)
+    resizes = []
+    for ratio in TTA_RATIOS:
+        resizes.append(dict(resize, scale=(int(width * ratio), int(height * ratio))))
+    flips = [dict(type='RandomFlip', prob=prob, direction='horizontal') for prob in (0.0, 1.0)]
+    later_steps = [[step] for step in pipeline[index + 1 :]]
+    augmentation = dict(type='TestTimeAug', transforms=[resizes, flips, *later_steps])
+    cfg.test_dataloader.dataset.pipeline = [*pipeline[:index], augmentation]
     cfg.model.test_cfg = ConfigDict(mode='whole')
     cfg.model = ConfigDict(cfg.get('tta_model') or dict(type='SegTTAModel'), module=cfg.model)
 
 
 @only_safe_loading()
-def _run(cfg: Config, launcher: str, task: str) -> None:
+def _run(cfg: Config, launcher: str, task: Literal['train', 'test']) -> None:
+    """Run mmengine's runner, print the table of its metrics and write them to ``metrics.json``."""
     check_toolkit(cfg.get('default_scope') or 'mmengine')
-    changes = fit_to_machine(cfg, launcher)
+    changes = [f"mmcv's operators are {operators_in_use()}", *fit_to_machine(cfg, launcher)]
     if launcher == 'pytorch' and get_device() == 'cpu' and not is_distributed():
         torch.distributed.init_process_group('gloo')  # mmengine's own set-up chooses a GPU first
     if cfg.get('resume') and not cfg.get('load_from'):
@@ -133,7 +201,8 @@ def _run(cfg: Config, launcher: str, task: str) -> None:
         print(*changes, sep='\n', flush=True)
     kept = MetricsHook()
     runner.register_hook(kept)
-    runner.register_hook(ConvNeXtLoadHook(whole_model=task == 'test'))
+    attach_load_hook(runner, whole_model=task == 'test')
+    runner.register_hook(PrepareForInferenceHook())
     getattr(runner, task)()
     if not is_main_process():
         return
@@ -145,32 +214,38 @@ def _run(cfg: Config, launcher: str, task: str) -> None:
     print(f'\n{metrics_table(kept.metrics)}\n\nwritten to {path}')
 
 
-def _check_data(cfg: Config, splits: tuple[str, ...]) -> None:
-    """Every local file and folder of the data sets must exist before a model is built."""
-    for split in splits:
-        for dataset in _leaf_datasets(cfg[f'{split}_dataloader']['dataset']):
-            parts = [dataset.get('ann_file'), *(dataset.get('data_prefix') or {}).values()]
-            for part in filter(None, parts):
-                path = Path(dataset.get('data_root') or '') / part
-                if '://' not in str(part) + str(dataset.get('data_root')) and not path.exists():
-                    raise UserError(
-                        f'the {split} data {path} do not exist: set {DATA_VARIABLE}=FOLDER, the folder that holds '
-                        'coco/ and ade/, or --cfg-options data_root=FOLDER; the README says how data are laid out and '
-                        'how convnext_dense.sample_data makes a small set to try'
-                    )
+def _check_data(cfg: Config, split: str) -> None:
+    """Raise UserError unless every local file and folder of a split exists, before a model is built."""
+    for dataset in _innermost_datasets(cfg[f'{split}_dataloader']['dataset']):
+        root = dataset.get('data_root') or ''
+        sources = [dataset.get('ann_file'), *(dataset.get('data_prefix') or {}).values()]
+        for source in sources:
+            if not source or '://' in f'{root}{source}':
+                continue
+            path = Path(root) / source
+            if not path.exists():
+                raise UserError(
+                    f'the {split} data {path} do not exist: set {DATA_VARIABLE}=FOLDER, the folder that holds '
+                    'coco/ and ade/, or --cfg-options data_root=FOLDER; the README says how data are laid out and '
+                    'how convnext_dense.sample_data makes a small set to try'
+                )
 
 
-def _leaf_datasets(dataset: Mapping) -> Iterator[Mapping]:
-    """The data sets inside wrappers such as RepeatDataset and ConcatDataset."""
-    inner = dataset.get('datasets') or ([dataset['dataset']] if 'dataset' in dataset else [])
-    if not inner:
+def _innermost_datasets(dataset: Mapping) -> Iterator[Mapping]:
+    """Yield the data sets inside wrappers such as RepeatDataset and ConcatDataset."""
+    if dataset.get('datasets'):
+        wrapped = dataset['datasets']
+    elif 'dataset' in dataset:
+        wrapped = [dataset['dataset']]
+    else:
         yield dataset
-    for part in inner:
-        yield from _leaf_datasets(part)
+        return
+    for part in wrapped:
+        yield from _innermost_datasets(part)
 
 
 def _draw_into(cfg: Config, folder: Path) -> None:
-    """Predictions beside ground truth for every test image."""
+    """Draw predictions beside ground truth for every test image."""
     hook = cfg.default_hooks.get('visualization')
     if hook is None:
         raise UserError('--show-dir: the config has no default_hooks.visualization, which draws: add it')
@@ -183,7 +258,7 @@ def _draw_into(cfg: Config, folder: Path) -> None:
 
 
 def _keep_predictions(cfg: Config, out: str) -> None:
-    """Detections as one pickle, segmentations as a folder of label maps, as in the toolkits."""
+    """Write detections as one pickle, segmentations as a folder of label maps, as the toolkits do."""
     if cfg.default_scope == 'mmseg':
         cfg.test_evaluator.update(output_dir=out, keep_results=True)
         return

@@ -229,5 +229,3 @@ DIALECTS = (
 
 # What training tools put between the parts of a name, wherever it stands.
 WRAPPED_MODULES = re.compile(r'_orig_mod\.|_checkpoint_wrapped_module\.|_fsdp_wrapped_module\.')
-
-DEFAULT_KERNEL_SIZE = 7

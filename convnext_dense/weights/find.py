@@ -18,11 +18,18 @@ from convnext_dense.weights.dialects import DIALECTS, WRAPPED_MODULES, Dialect
 # `model_ema` is there too, and `teacher` is what DINO and mmdet's semi-supervised detectors test with.
 SECOND_CHOICE = {'model_ema', 'ema_state_dict', 'state_dict_ema', 'ema_model', 'ema', 'student'}
 
-MAX_WRAPPERS, MAX_TENSORS = 6, 100_000
+MAX_WRAPPERS = 6
+MAX_TENSORS = 100_000
 
 
 def tensors_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """All tensors of a checkpoint; names of nested dicts are joined by dots, wrapped modules left out of them."""
+    """Collect all tensors of a checkpoint.
+
+    Names of nested dicts are joined by dots; the names of wrapping modules (``_orig_mod.``) are taken out.
+
+    Raises:
+        UserError: Two tensors have one name, or there are too many entries for a ConvNeXt.
+    """
     tensors: dict[str, Tensor] = {}
     visited = 0
 
@@ -47,9 +54,22 @@ def tensors_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     return tensors
 
 
-@dataclass
+def is_second_choice(prefix: str) -> bool:
+    """Whether a prefix is that of a copy which is taken only where there is no other."""
+    return not SECOND_CHOICE.isdisjoint(prefix.split('.')[:-1])
+
+
+@dataclass(frozen=True)
 class Backbone:
-    """A ConvNeXt in a file: ``tensors`` by our names in our layouts, ``names`` theirs, ``surplus`` what is unknown."""
+    """A ConvNeXt in a file.
+
+    Attributes:
+        prefix: What stands before the names of its tensors, such as ``model.backbone.``.
+        dialect: The format of its names.
+        names: Their name of each tensor, by ours.
+        tensors: The tensors by our names, in our layouts.
+        surplus: Names below the prefix that are neither part of a backbone nor known to be something else.
+    """
 
     prefix: str
     dialect: Dialect
@@ -59,40 +79,45 @@ class Backbone:
 
 
 def find_backbones(tensors: Mapping[str, Tensor]) -> list[Backbone]:
-    """Every ConvNeXt in a file, one a prefix, each in the dialect that explains most of its names."""
+    """Find every ConvNeXt in a file: one per prefix, each in the dialect that explains most of its names."""
     best: dict[str, tuple[Dialect, list[tuple[str, str]]]] = {}
     for dialect in DIALECTS:
-        rows: dict[str, list[tuple[str, str]]] = {}
-        for name in tensors:
-            parts = dialect.split(name)
-            if parts:
-                rows.setdefault(parts[0], []).append((parts[1], name))
-        for prefix, found in rows.items():
-            if any(ours.startswith('stages.') for ours, _ in found) and len(found) > len(
-                best.get(prefix, (None, ()))[1]
-            ):
-                best[prefix] = dialect, found
-    backbones = []
-    for prefix, (dialect, found) in best.items():
-        names: dict[str, str] = {}
-        surplus = []
-        for ours, theirs in found:
-            if ours in names:
-                surplus.append(theirs)
-            names.setdefault(ours, theirs)
-        used = set(names.values()) | set(surplus)
-        surplus += [
-            name
-            for name in tensors
-            if name.startswith(prefix) and name not in used and not dialect.is_other(name[len(prefix) :])
-        ]
-        values = {ours: our_layout(ours, theirs, tensors[theirs]) for ours, theirs in names.items()}
-        backbones.append(Backbone(prefix, dialect, names, values, surplus))
-    return backbones
+        for prefix, pairs in _pairs_by_prefix(dialect, tensors).items():
+            has_blocks = any(ours.startswith('stages.') for ours, _ in pairs)
+            if has_blocks and (prefix not in best or len(pairs) > len(best[prefix][1])):
+                best[prefix] = dialect, pairs
+    return [_backbone(prefix, dialect, pairs, tensors) for prefix, (dialect, pairs) in best.items()]
+
+
+def _pairs_by_prefix(dialect: Dialect, tensors: Mapping[str, Tensor]) -> dict[str, list[tuple[str, str]]]:
+    """(our name, their name) of every tensor of a backbone in this dialect, by the prefix of their name."""
+    pairs: dict[str, list[tuple[str, str]]] = {}
+    for name in tensors:
+        split = dialect.split(name)
+        if split:
+            prefix, ours = split
+            pairs.setdefault(prefix, []).append((ours, name))
+    return pairs
+
+
+def _backbone(prefix: str, dialect: Dialect, pairs: list[tuple[str, str]], tensors: Mapping[str, Tensor]) -> Backbone:
+    names: dict[str, str] = {}
+    surplus = []
+    for ours, theirs in pairs:
+        if ours in names:
+            surplus.append(theirs)  # a second name for one tensor
+        else:
+            names[ours] = theirs
+    known = {theirs for _, theirs in pairs}
+    for name in tensors:
+        if name.startswith(prefix) and name not in known and not dialect.is_other(name[len(prefix) :]):
+            surplus.append(name)
+    values = {ours: our_layout(ours, theirs, tensors[theirs]) for ours, theirs in names.items()}
+    return Backbone(prefix, dialect, names, values, surplus)
 
 
 def our_layout(ours: str, theirs: str, value: Tensor) -> Tensor:
-    """A tensor of a file in the layout of our tensor of that name, as far as one of them can be seen in its shape."""
+    """Convert a tensor from the file's layout to ours; the layout is inferred from its shape."""
     shape = tuple(value.shape)
     side = math.isqrt(shape[0]) if shape else 0
     if theirs.endswith('.kernel') and len(shape) in (2, 3) and side**2 == shape[0]:
@@ -107,15 +132,15 @@ def our_layout(ours: str, theirs: str, value: Tensor) -> Tensor:
 
 
 def choose(backbones: list[Backbone], prefix: str | None = None) -> Backbone:
-    """The one to load; ``prefix`` is a part of the names before it, such as ``backbone.`` or ``model_ema.``.
+    """Choose the ConvNeXt to load.
+
+    Args:
+        backbones: At least one, of :func:`find_backbones`.
+        prefix: A part of the names before it, such as ``backbone.`` or ``model_ema.``.
 
     Raises:
         UserError: None has the prefix, or several are equally good.
     """
-
-    def parts(backbone: Backbone) -> list[str]:
-        return backbone.prefix.split('.')[:-1]
-
     listed = ', '.join(repr(backbone.prefix) for backbone in backbones)
     if prefix:
         wanted = f'.{prefix.strip(".")}.'
@@ -125,7 +150,7 @@ def choose(backbones: list[Backbone], prefix: str | None = None) -> Backbone:
                 f'the file has no ConvNeXt with the prefix {prefix!r}, it has one at {listed}: correct the '
                 'prefix or leave it out'
             )
-    first = [backbone for backbone in backbones if not SECOND_CHOICE.intersection(parts(backbone))] or backbones
+    first = [backbone for backbone in backbones if not is_second_choice(backbone.prefix)] or backbones
     if len(first) > 1:
         raise UserError(
             f'the file has several ConvNeXts, at the prefixes {listed}: choose one by prefix=... in init_cfg'

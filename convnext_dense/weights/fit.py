@@ -4,127 +4,172 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmengine.logging import print_log
-from torch import Tensor, nn
+from torch import Tensor
 
-from convnext_dense.archs import ARCHS
+from convnext_dense.archs import DEFAULT_KERNEL_SIZE, arch_name
 from convnext_dense.errors import UserError
-from convnext_dense.weights.dialects import DEFAULT_KERNEL_SIZE, WRAPPED_MODULES
 from convnext_dense.weights.find import Backbone, choose, find_backbones, tensors_of
 
-
-def fit_state_dict(
-    model: nn.Module, found: Mapping[str, Any], prefix: str | None = None, note: str = '', place: str = ''
-) -> dict[str, Tensor]:
-    """The state dict of ``model`` out of a checkpoint, as :func:`match`; logs its line with ``note`` behind it."""
-    state, line = match(model, found, prefix, place)
-    print_log('; '.join(filter(None, (line, note))), logger='current')
-    return state
+STEM = 'downsample_layers.0.0.weight'
+SHOWN = 3  # names in a message
+Shape = tuple[int, ...]
 
 
-def match(
-    model: nn.Module, found: Mapping[str, Any], prefix: str | None = None, place: str = ''
-) -> tuple[dict[str, Tensor], str]:
-    """The state dict of ``model`` out of a checkpoint in any dialect.
+@dataclass(frozen=True)
+class Wanted:
+    """What a ConvNeXt wants from a file.
+
+    Attributes:
+        shapes: Shape of each of its parameters, by name.
+        dtype: Type of its parameters.
+        depths, channels: Of all four stages of its arch, also of those that are not built.
+        kernel_size: Side of its depthwise kernels.
+        out_indices: The stages that it outputs.
+        place: Where it is in the model around it, such as ``backbone.``, for messages.
+    """
+
+    shapes: Mapping[str, Shape]
+    dtype: torch.dtype
+    depths: Shape
+    channels: Shape
+    kernel_size: int
+    out_indices: Shape
+    place: str = ''
+
+    def is_left_out(self, name: str) -> bool:
+        """Whether a tensor belongs to a stage or an output norm that ``out_indices`` leaves out."""
+        norm = re.match(r'norm(\d)\.', name)
+        if norm:
+            return int(norm[1]) not in self.out_indices
+        stage = re.match(r'(?:stages|downsample_layers)\.(\d)\.', name)
+        return stage is not None and int(stage[1]) > self.out_indices[-1]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The tensors for a ConvNeXt.
+
+    Attributes:
+        tensors: By our names, in our layouts. Output norms that the file lacks are not among them.
+        summary: One line that says what was found.
+    """
+
+    tensors: dict[str, Tensor]
+    summary: str
+
+
+def fit(wanted: Wanted, checkpoint: Any, prefix: str | None = None) -> Fitted:
+    """Find a ConvNeXt in a checkpoint of any dialect and fit its tensors.
 
     Args:
-        model: The module to fill; its tensors say what is wanted.
-        found: A state dict, or a whole checkpoint around one.
+        wanted: What the model wants.
+        checkpoint: A state dict, or a whole checkpoint around one.
         prefix: Which ConvNeXt, where the checkpoint has several; see :func:`choose`.
-        place: Where the model is in the model around it, for messages.
 
-    Returns:
-        One tensor for each of ``model``, where output norms that ``found`` lacks keep their present values; and a line
-        that says what was found.
+    Raises:
+        UserError: There is none, or it does not fit; see :func:`fit_backbone`.
+    """
+    tensors = tensors_of(checkpoint)
+    backbones = find_backbones(tensors)
+    if not backbones:
+        raise UserError(_nothing_found(wanted, checkpoint, tensors))
+    chosen = choose(backbones, prefix)
+    unused = [backbone.prefix for backbone in backbones if backbone is not chosen]
+    return fit_backbone(wanted, chosen, unused)
+
+
+def fit_backbone(wanted: Wanted, backbone: Backbone, unused_prefixes: Sequence[str] = ()) -> Fitted:
+    """Fit the tensors of one ConvNeXt that was found in a file.
+
+    Args:
+        wanted: What the model wants.
+        backbone: What the file has.
+        unused_prefixes: Prefixes of other copies in the file, for the summary.
 
     Raises:
         UserError: A tensor of the model other than the output norms has no match, a tensor of the file has no use, or a
             shape or type differs.
     """
-    tensors = tensors_of(found)
-    backbones = find_backbones(tensors)
-    if not backbones:
-        names = list(tensors) or (list(found) if isinstance(found, Mapping) else [type(found).__name__])
-        raise UserError(
-            f'this load offers the ConvNeXt{f" at {place!r}" if place else ""} none of its tensors: '
-            + (
-                f'it holds no ConvNeXt in a known layout, its first names are {names[:3]}; '
-                if names
-                else f'no name in it starts with {place!r}; '
-            )
-            + "give the file of a ConvNeXt as init_cfg, or load through mmengine's runner with "
-            "custom_hooks=[dict(type='ConvNeXtLoadHook')], which unwraps whole files"
-        )
-    chosen = choose(backbones, prefix)
-    given = chosen.tensors
-    wanted = {WRAPPED_MODULES.sub('', name): param.detach() for name, param in model.named_parameters()}
-    left_out = [name for name in given if name not in wanted and _is_left_out(model, name)]
-    given = {name: value for name, value in given.items() if name not in left_out}
-    new = [
-        name
-        for name in wanted
-        if re.match(r'norm\d\.', name)
-        and not any(f'{name.split(".")[0]}.{part}' in given for part in ('weight', 'bias'))
-    ]
-    missing = [name for name in wanted if name not in given and name not in new]
-    unknown = chosen.surplus + [chosen.names[name] for name in given if name not in wanted]
-    given, changes = _adapted(model, given)
-    differing = []
-    for name in (name for name in wanted if name in given):
-        value, shape = given[name], tuple(wanted[name].shape)
-        if not value.is_floating_point() or value.layout != torch.strided or value.is_meta:
-            differing.append(f'{chosen.names[name]} of type {value.dtype} for {wanted[name].dtype}')
-        elif tuple(value.shape) != shape:
-            differing.append(f'{chosen.names[name]} {tuple(value.shape)} for {shape}')
+    left_out = []
+    given = {}
+    for name, value in backbone.tensors.items():
+        if name not in wanted.shapes and wanted.is_left_out(name):
+            left_out.append(name)
+        else:
+            given[name] = value
+    new_norms = _norms_without_weights(wanted, given)
+
+    missing = [name for name in wanted.shapes if name not in given and name.split('.')[0] not in new_norms]
+    unknown = list(backbone.surplus)
+    for name in given:
+        if name not in wanted.shapes:
+            unknown.append(backbone.names[name])
+    given, changes = _adapt(wanted, given)
+    differing = _differing(wanted, given, backbone)
     if missing or unknown or differing:
-        raise UserError(
-            'these weights do not fit the ConvNeXt'
-            + (f' at {place!r}' if place else '')
-            + ''.join(
-                f'; {len(names)} {what}: {", ".join(names[:3])}{", ..." if len(names) > 3 else ""}'
-                for what, names in (
-                    ('tensors of the model are not in the file', missing),
-                    ('tensors of the file are not in the model', unknown),
-                    ('shapes differ', differing),
-                )
-                if names
-            )
-            + _advice(model, chosen)
-        )
-
-    line = _summary(model, chosen, given, new, left_out, changes, backbones)
-    return {**given, **{name: wanted[name] for name in new}}, line
+        raise UserError(_misfit(wanted, backbone, missing, unknown, differing))
+    return Fitted(given, _summary(wanted, backbone, given, new_norms, left_out, changes, unused_prefixes))
 
 
-def _adapted(model: nn.Module, given: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """``given`` for a model that was asked for with other input channels or kernels, and what was done."""
+def _norms_without_weights(wanted: Wanted, given: Mapping[str, Tensor]) -> list[str]:
+    """Output norms of the model of which the file has no tensor, such as ``norm0``: ImageNet files have none."""
+    norms = []
+    for name in wanted.shapes:
+        norm = name.split('.')[0]
+        if re.fullmatch(r'norm\d', norm) and norm not in norms:
+            norms.append(norm)
+    return [norm for norm in norms if f'{norm}.weight' not in given and f'{norm}.bias' not in given]
+
+
+def _differing(wanted: Wanted, given: Mapping[str, Tensor], backbone: Backbone) -> list[str]:
+    """What is wrong with the types and shapes of tensors that have a match."""
+    differing = []
+    for name, shape in wanted.shapes.items():
+        value = given.get(name)
+        if value is None:
+            continue
+        if not value.is_floating_point() or value.layout != torch.strided or value.is_meta:
+            differing.append(f'{backbone.names[name]} of type {value.dtype} for {wanted.dtype}')
+        elif tuple(value.shape) != shape:
+            differing.append(f'{backbone.names[name]} {tuple(value.shape)} for {shape}')
+    return differing
+
+
+def _adapt(wanted: Wanted, given: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Adapt the stem and the depthwise kernels to a model that was asked for with other ones; say what was done."""
+    given = dict(given)
     changes = []
-    stem = 'downsample_layers.0.0.weight'
-    wanted, value = model.get_parameter(stem), given.get(stem)
-    if value is not None and value.ndim == 4 and value.shape[1] == 3 != wanted.shape[1]:
-        channels = wanted.shape[1]
-        if channels == 1:
-            adapted = value.float().sum(1, keepdim=True)
-        else:  # red, green, blue, red, ... at the strength of three channels
-            adapted = value.float().repeat(1, math.ceil(channels / 3), 1, 1)[:, :channels] * (3 / channels)
-        given = {**given, stem: adapted.to(value.dtype)}
+    stem = given.get(STEM)
+    channels = wanted.shapes[STEM][1]
+    if stem is not None and stem.ndim == 4 and stem.shape[1] == 3 != channels:
+        given[STEM] = _stem_for(stem, channels)
         changes.append(f'the stem is adapted from 3 to {channels} input channels')
-    side = model.kernel_size
-    kernels = {
-        name: value
-        for name, value in given.items()
-        if name.endswith('.dwconv.weight') and value.ndim == 4 and value.shape[2] == value.shape[3] != side
-    }
-    if side != DEFAULT_KERNEL_SIZE and kernels:  # asked for explicitly
-        before = next(iter(kernels.values())).shape[2]
-        given = {**given, **{name: _resized(value, side) for name, value in kernels.items()}}
+    side = wanted.kernel_size
+    if side == DEFAULT_KERNEL_SIZE:
+        return given, changes
+    sides_before = set()
+    for name, kernel in given.items():
+        if name.endswith('.dwconv.weight') and kernel.ndim == 4 and kernel.shape[2] == kernel.shape[3] != side:
+            sides_before.add(kernel.shape[2])
+            given[name] = _resized(kernel, side)
+    for before in sorted(sides_before):
         changes.append(f'depthwise kernels are interpolated from {before}x{before} to {side}x{side}')
     return given, changes
+
+
+def _stem_for(stem: Tensor, channels: int) -> Tensor:
+    """The weight of a stem (C, 3, k, k) for another number of input channels, as timm does it."""
+    if channels == 1:
+        return stem.float().sum(1, keepdim=True).to(stem.dtype)
+    # Red, green, blue, red, ... at the strength of three channels.
+    repeated = stem.float().repeat(1, math.ceil(channels / 3), 1, 1)[:, :channels]
+    return (repeated * (3 / channels)).to(stem.dtype)
 
 
 def _resized(kernel: Tensor, side: int) -> Tensor:
@@ -133,98 +178,130 @@ def _resized(kernel: Tensor, side: int) -> Tensor:
     return (resized * (kernel.shape[2] / side) ** 2).to(kernel.dtype)
 
 
-def _is_left_out(model: nn.Module, name: str) -> bool:
-    """Whether a tensor belongs to a stage or an output that ``out_indices`` leaves out."""
-    norm = re.match(r'norm(\d)\.', name)
-    if norm:
-        return int(norm[1]) not in model.out_indices
-    stage = re.match(r'(?:stages|downsample_layers)\.(\d)\.', name)
-    return bool(stage) and int(stage[1]) >= len(model.stages)
+def _nothing_found(wanted: Wanted, checkpoint: Any, tensors: Mapping[str, Tensor]) -> str:
+    names = list(tensors)
+    if not names:
+        names = list(checkpoint) if isinstance(checkpoint, Mapping) else [type(checkpoint).__name__]
+    if names:
+        reason = f'it holds no ConvNeXt in a known layout, its first names are {names[:SHOWN]}; '
+    else:
+        reason = f'no name in it starts with {wanted.place!r}; '
+    return (
+        f'this load offers the ConvNeXt{_at(wanted)} none of its tensors: {reason}'
+        "give the file of a ConvNeXt as init_cfg, or load through mmengine's runner with "
+        "custom_hooks=[dict(type='ConvNeXtLoadHook')], which unwraps whole files"
+    )
+
+
+def _misfit(wanted: Wanted, backbone: Backbone, missing: list[str], unknown: list[str], differing: list[str]) -> str:
+    parts = [f'these weights do not fit the ConvNeXt{_at(wanted)}']
+    for title, names in (
+        ('tensors of the model are not in the file', missing),
+        ('tensors of the file are not in the model', unknown),
+        ('shapes differ', differing),
+    ):
+        if names:
+            shown = ', '.join(names[:SHOWN]) + (', ...' if len(names) > SHOWN else '')
+            parts.append(f'{len(names)} {title}: {shown}')
+    return '; '.join(parts) + _advice(wanted, backbone)
+
+
+def _at(wanted: Wanted) -> str:
+    return f' at {wanted.place!r}' if wanted.place else ''
+
+
+def _advice(wanted: Wanted, backbone: Backbone) -> str:
+    """What the file looks like beside what the model is, and the arguments to change."""
+    of_file = arguments_of(backbone.tensors)
+    of_model = _arguments_of_shapes(wanted.shapes)
+    of_model['arch'] = arch_name(wanted.depths, wanted.channels)  # with the stages that out_indices leaves out
+    text = (
+        f': the file ({backbone.dialect.name} names, prefix {backbone.prefix!r}) looks like '
+        f'{as_written({"arch": of_file["arch"]})}, the model is {as_written({"arch": of_model["arch"]})}; '
+    )
+    differing = [key for key in of_file if of_file[key] != of_model.get(key)]
+    if not differing:
+        return text + 'the file is incomplete or damaged: give another one'
+    to_set = as_written({key: of_file[key] for key in differing})
+    to_have = as_written({key: of_model[key] for key in differing if key in of_model})
+    return text + f'set {to_set} in the backbone, or give a file for {to_have}'
 
 
 def _summary(
-    model: nn.Module,
-    chosen: Backbone,
+    wanted: Wanted,
+    backbone: Backbone,
     given: Mapping[str, Tensor],
-    new: list[str],
-    left_out: Iterable[str],
-    changes: Iterable[str],
-    backbones: Iterable[Backbone],
+    new_norms: list[str],
+    left_out: list[str],
+    changes: list[str],
+    unused_prefixes: Sequence[str],
 ) -> str:
-    norms = sorted({name.split('.')[0] for name in new})
-    dtypes = sorted({str(value.dtype).removeprefix('torch.') for value in given.values()} - {'float32'})
-    prefix = f' (prefix {chosen.prefix!r})' if chosen.prefix else ''
-    unused = sorted(backbone.prefix for backbone in backbones if backbone is not chosen)
-    stages = sorted({name.split('.')[1] for name in left_out if not name.startswith('norm')})
-    arch = _arch(model.depths, model.channels)
-    name = arch if isinstance(arch, str) else as_written({'arch': arch}).removeprefix('arch=')
-    file = as_written({'arch': arguments_of(chosen.tensors)['arch']})
-    return '; '.join(
-        (
-            f'ConvNeXt {name}: {len(given)} of {sum(1 for _ in model.parameters()) - len(new)} tensors from '
-            f'{"an" if chosen.dialect.name[0] in "ho" else "a"} {chosen.dialect.name} file{prefix}',
-            *([f'stored as {", ".join(dtypes)}'] if dtypes else []),
-            *changes,
-            *([f'{", ".join(norms)} start new, as they must for ImageNet weights'] if norms else []),
-            *([f'stage {", ".join(stages)} of the file ({file}) is not built by out_indices'] if stages else []),
-            *([f'not taken: the copy at {", ".join(map(repr, unused))}'] if unused else []),
-        )
-    )
+    arch = arch_name(wanted.depths, wanted.channels)
+    model = arch if isinstance(arch, str) else as_written({'arch': arch}).removeprefix('arch=')
+    article = 'an' if backbone.dialect.name[0] in 'aeho' else 'a'
+    prefix = f' (prefix {backbone.prefix!r})' if backbone.prefix else ''
+    expected = len([name for name in wanted.shapes if name.split('.')[0] not in new_norms])
+    parts = [
+        f'ConvNeXt {model}: {len(given)} of {expected} tensors from {article} {backbone.dialect.name} file{prefix}'
+    ]
+
+    dtypes = {str(value.dtype).removeprefix('torch.') for value in given.values()} - {'float32'}
+    if dtypes:
+        parts.append(f'stored as {", ".join(sorted(dtypes))}')
+    parts += changes
+    if new_norms:
+        parts.append(f'{", ".join(sorted(new_norms))} start new, as they must for ImageNet weights')
+    stages = {name.split('.')[1] for name in left_out if not name.startswith('norm')}
+    if stages:
+        of_file = as_written({'arch': arguments_of(backbone.tensors)['arch']})
+        parts.append(f'stage {", ".join(sorted(stages))} of the file ({of_file}) is not built by out_indices')
+    if unused_prefixes:
+        parts.append(f'not taken: the copy at {", ".join(repr(prefix) for prefix in sorted(unused_prefixes))}')
+    return '; '.join(parts)
 
 
 def arguments_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The arguments of ConvNeXt that weights under our names ask for."""
+    return _arguments_of_shapes({name: tuple(value.shape) for name, value in tensors.items()})
 
-    def shape(name: str) -> tuple[int, ...]:
-        return tuple(tensors[name].shape) if name in tensors and tensors[name].ndim == 4 else ()
 
-    matches = (re.match(r'stages\.(\d)\.(\d+)\.', name) for name in tensors)
-    blocks = {(int(match[1]), int(match[2])) for match in matches if match}
-    stages = sorted({stage for stage, _ in blocks})
-    depths = tuple(sum(stage == s for stage, _ in blocks) for s in stages)
-    narrow = re.compile(r'stages\.(\d)\.\d+\.(?:dwconv\.bias|norm\.weight|norm\.bias|pwconv2\.bias)')
-    widths = {match[1]: tensors[match[0]].numel() for match in map(narrow.fullmatch, tensors) if match}
-    channels = tuple(widths.get(str(stage), 0) for stage in stages)
-    stem, kernel = shape('downsample_layers.0.0.weight'), shape('stages.0.0.dwconv.weight')
-    scaled = any(re.match(r'stages.*\d\.gamma', name) for name in tensors)
-    return {
-        'arch': _arch(depths, channels),
-        'use_grn': any('.grn.' in name for name in tensors),
-        'layer_scale_init_value': 1.0 if scaled else 0,
-        **(dict(in_channels=stem[1], stem_patch_size=stem[2]) if stem else {}),
-        **(dict(kernel_size=kernel[2]) if kernel else {}),
+def _arguments_of_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    blocks: dict[int, set[int]] = {}
+    widths: dict[int, int] = {}
+    has_grn = has_layer_scale = False
+    for name, shape in shapes.items():
+        block = re.match(r'stages\.(\d)\.(\d+)\.(.+)', name)
+        if block is None:
+            continue
+        stage = int(block[1])
+        blocks.setdefault(stage, set()).add(int(block[2]))
+        if block[3] in ('dwconv.bias', 'norm.weight', 'norm.bias', 'pwconv2.bias'):
+            widths[stage] = math.prod(shape)
+        has_grn = has_grn or '.grn.' in name
+        has_layer_scale = has_layer_scale or block[3] == 'gamma'
+    stages = sorted(blocks)
+    depths = tuple(len(blocks[stage]) for stage in stages)
+    channels = tuple(widths.get(stage, 0) for stage in stages)
+    arguments: dict[str, Any] = {
+        'arch': arch_name(depths, channels),
+        'use_grn': has_grn,
+        'layer_scale_init_value': 1.0 if has_layer_scale else 0,
     }
-
-
-def _arch(depths: tuple[int, ...], channels: tuple[int, ...]) -> str | dict[str, tuple[int, ...]]:
-
-    arch = dict(depths=depths, channels=channels)
-    return next((name for name, known in ARCHS.items() if known == arch), arch)
+    stem, kernel = shapes.get(STEM, ()), shapes.get('stages.0.0.dwconv.weight', ())
+    if len(stem) == 4:
+        arguments.update(in_channels=stem[1], stem_patch_size=stem[2])
+    if len(kernel) == 4:
+        arguments.update(kernel_size=kernel[2])
+    return arguments
 
 
 def as_written(arguments: Mapping[str, Any]) -> str:
-    """Arguments as they stand in a config."""
-
-    def value(item: Any) -> str:
-        if isinstance(item, dict):
-            return f'dict({as_written({key: list(numbers) for key, numbers in item.items()})})'
-        return repr(item)
-
-    return ', '.join(f'{key}={value(item)}' for key, item in arguments.items())
-
-
-def _advice(model: nn.Module, chosen: Backbone) -> str:
-    """What the file looks like beside what the model is, and the arguments to change."""
-    file, own = arguments_of(chosen.tensors), arguments_of(dict(model.named_parameters()))
-    own['arch'] = _arch(model.depths, model.channels)  # with the stages that out_indices leaves out
-    differing = [key for key in file if file[key] != own.get(key)]
-    text = (
-        f': the file ({chosen.dialect.name} names, prefix {chosen.prefix!r}) looks like '
-        f'{as_written({"arch": file["arch"]})}, the model is {as_written({"arch": own["arch"]})}; '
-    )
-    if not differing:
-        return text + 'the file is incomplete or damaged: give another one'
-    return (
-        text + f'set {as_written({key: file[key] for key in differing})} in the backbone, or give a file for '
-        f'{as_written({key: own[key] for key in differing if key in own})}'
-    )
+    """Write arguments as they stand in a config."""
+    parts = []
+    for key, value in arguments.items():
+        if isinstance(value, dict):
+            lists = {name: list(numbers) for name, numbers in value.items()}
+            parts.append(f'{key}=dict({as_written(lists)})')
+        else:
+            parts.append(f'{key}={value!r}')
+    return ', '.join(parts)

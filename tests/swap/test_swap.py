@@ -485,11 +485,11 @@ def test_configs_written_by_0_1_0_train(sweep, name):
     cfg = Config.fromfile(ROOT / 'tests' / 'reference' / 'v0_1_0' / f'swapped_{name}.py')
     assert cfg.model.backbone.type == 'ConvNeXt'
     received = train_a_step(sweep, cfg)
-    first_head = dict(c4='rpn_head', retinanet='bbox_head', deeplab='decode_head')[name]
+    first_head = dict(c4='rpn_head', retinanet='bbox_head', deeplab='decode_head.c1_bottleneck')[name]
     sizes = dict(
         c4=[[8, 8]],
         retinanet=[[16, 16], [8, 8], [4, 4], [2, 2], [1, 1]],
-        deeplab=[[16, 16]],
+        deeplab=[[32, 32]],
     )[name]
     assert received[first_head][: len(sizes)] == sizes
     if name != 'c4':

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import statistics
 import sys
 from functools import partial
@@ -15,6 +16,7 @@ from convnext_dense import ConvNeXt
 
 pytest.importorskip('mmdet', reason='needs mmdet')
 TINY = ('--arch', 'atto', '--device', 'cpu', '--warmup', '1')
+PROFILE = ('--arch', 'atto', '--device', 'cpu')
 MASK_RCNN = ROOT / 'configs/mask_rcnn/convnext_digits.py'
 UPERNET = ROOT / 'configs/upernet/convnext_digits.py'
 
@@ -22,10 +24,11 @@ UPERNET = ROOT / 'configs/upernet/convnext_digits.py'
 @pytest.fixture
 def benchmark(monkeypatch, capsys, tmp_path):
     """Run the tool in this process; gives (exit message or None, printed text, JSON or None)."""
-    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    monkeypatch.syspath_prepend(str(ROOT / 'tools' / 'dev'))
     import benchmark as module
+    from benchmarking import timing
 
-    monkeypatch.setattr(module, 'rates', partial(module.rates, tokens=64, channels=32))
+    monkeypatch.setattr(timing, 'rates', partial(timing.rates, tokens=64, channels=32))
 
     def run(*options):
         path = tmp_path / 'figures.json'
@@ -36,7 +39,6 @@ def benchmark(monkeypatch, capsys, tmp_path):
             message = stop.code
         return message, capsys.readouterr().out, json.loads(path.read_text()) if path.exists() else None
 
-    run.module = module
     return run
 
 
@@ -47,9 +49,9 @@ def names(figures):
 def test_inference(benchmark, monkeypatch, tmp_path):
     for library in ('transformers', 'openvino', 'mmpretrain'):
         monkeypatch.setitem(sys.modules, library, None)
-    monkeypatch.setattr('benchmark_peers.import_mmpretrain', lambda: __import__('mmpretrain'))
+    monkeypatch.setattr('benchmarking.peers.import_mmpretrain', lambda: __import__('mmpretrain'))
     message, text, figures = benchmark(
-        *TINY, '--size', '33x64', '--rounds', 3, '--no-memory', '--markdown', tmp_path / 'table.md'
+        'time', *TINY, '--size', '33x64', '--rounds', 3, '--no-memory', '--markdown', tmp_path / 'table.md'
     )
     assert message is None
     assert {'transformers', 'openvino', 'mmpretrain'} <= set(figures['missing'])
@@ -89,6 +91,7 @@ def test_training_counts_what_is_saved(benchmark):
     """The official formulation keeps 48 bytes a token and channel in fp32: x, the depthwise output, the norm's output,
     16 and 16 around GELU, the second Linear's output; and the norm's mean and deviation. A checkpoint keeps x."""
     message, _, figures = benchmark(
+        'time',
         *TINY,
         '--mode',
         'train',
@@ -141,12 +144,13 @@ def test_rows_of_ours_see_their_environment(benchmark, monkeypatch):
         ConvNeXt,
         'forward',
         lambda self, x: (
-            seen.append((os.environ.get('CONVNEXT_DENSE_KERNELS'), os.environ.get('SOME'), self.with_cp)),
+            seen.append((os.environ.get('CONVNEXT_DENSE_KERNELS'), os.environ.get('SOME'), self.stages[0][0].memory)),
             forward(self, x),
         )[1],
     )
     monkeypatch.setenv('CONVNEXT_DENSE_KERNELS', 'mine')
     message, _, figures = benchmark(
+        'time',
         *TINY,
         '--size',
         '32x32',
@@ -161,22 +165,24 @@ def test_rows_of_ours_see_their_environment(benchmark, monkeypatch):
         'ours other',
     )
     assert message is None and names(figures) == ['ours fp32', 'ours eager fp32', 'ours other fp32']
-    assert set(seen) == {(None, None, False), ('eager', None, False), (None, 'thing', True)}
+    assert set(seen) == {(None, None, None), ('eager', None, None), (None, 'thing', 'checkpoint')}
     assert os.environ['CONVNEXT_DENSE_KERNELS'] == 'mine'
 
 
 def test_unequal_peer_is_refused(benchmark, monkeypatch):
-    import benchmark_rows
+    from benchmarking.peers import PEERS
 
-    build, layouts = benchmark_rows.PEERS['timm']
+    build, layouts = PEERS['timm']
 
     def wrong(*args):
         model = build(*args)
         model.norms[3].weight.data *= 1.001
         return model
 
-    monkeypatch.setitem(benchmark_rows.PEERS, 'timm', (wrong, layouts))
-    message, _, figures = benchmark(*TINY, '--size', '32x32', '--rounds', 1, '--no-memory', '--only', 'ours', 'timm')
+    monkeypatch.setitem(PEERS, 'timm', (wrong, layouts))
+    message, _, figures = benchmark(
+        'time', *TINY, '--size', '32x32', '--rounds', 1, '--no-memory', '--only', 'ours', 'timm'
+    )
     assert message.startswith('error: the outputs of timm fp32 differ from the official formulation by ')
     assert figures is None
 
@@ -184,7 +190,7 @@ def test_unequal_peer_is_refused(benchmark, monkeypatch):
 @pytest.mark.parametrize('config, mode, size', [(MASK_RCNN, 'inference', '64x96'), (UPERNET, 'train', '64x64')])
 def test_whole_models(config, mode, size, benchmark):
     message, text, figures = benchmark(
-        '--config',
+        'model',
         config,
         '--mode',
         mode,
@@ -213,7 +219,7 @@ def test_whole_models(config, mode, size, benchmark):
 def test_memory_is_that_of_a_process_of_its_own(benchmark):
     """A step keeps the largest pair of tensors at least: the first Linear's output and GELU's."""
     ballast = torch.zeros(2**28)  # 1 GiB here
-    message, _, figures = benchmark(*TINY, '--size', '320x320', '--rounds', 1, '--only', 'ours')
+    message, _, figures = benchmark('time', *TINY, '--size', '320x320', '--rounds', 1, '--only', 'ours')
     (row,) = figures['rows']
     pair = 2 * 80 * 80 * 160 * 4 / 2**20
     assert message is None and pair <= row['step_mib'] <= 8 * pair
@@ -221,20 +227,23 @@ def test_memory_is_that_of_a_process_of_its_own(benchmark):
 
 
 def test_same_losses_with_every_backbone(benchmark):
-    from benchmark_rows import Row, Subject, Task
+    from benchmarking.options import Options
+    from benchmarking.rows import Row
+    from benchmarking.subjects import Subject, Task
 
-    args = benchmark.module.parse(['--config', str(MASK_RCNN), '--mode', 'train', '--device', 'cpu'])
-    task = Task(args, 2, (64, 96))
+    task = Task(Options(config=str(MASK_RCNN), mode='train'), 2, (64, 96))
     losses = [Subject(Row(peer, peer, 'fp32'), task).step().item() for peer in ('ours', 'official', 'transformers')]
     assert losses[0] > 0 and losses == pytest.approx([losses[0]] * 3, rel=1e-4)
 
 
 def test_scaling(benchmark, tmp_path):
-    assert benchmark.module.exponent([(1, 5), (2, 20), (4, 80)]) == 2
-    assert benchmark.module.exponent([(3, 5), (3, 6)]) is None
+    from benchmarking.timing import exponent
+
+    assert exponent([(1, 5), (2, 20), (4, 80)]) == 2
+    assert exponent([(3, 5), (3, 6)]) is None
     message, text, figures = benchmark(
+        'scaling',
         *TINY,
-        '--scaling',
         '--size',
         '32x32',
         '64x64',
@@ -261,7 +270,7 @@ def test_scaling(benchmark, tmp_path):
 
 
 def test_optimizer(benchmark):
-    message, _, figures = benchmark(*TINY, '--mode', 'optimizer', '--rounds', 1)
+    message, _, figures = benchmark('optimizer', *TINY, '--rounds', 1)
     assert message is None
     groups = {row['name']: row['groups'] for row in figures['rows']}
     tensors = sum(1 for _ in ConvNeXt('atto').parameters())
@@ -271,7 +280,7 @@ def test_optimizer(benchmark):
 
 def test_profile_names_the_operators(benchmark):
     message, text, figures = benchmark(
-        *TINY, '--mode', 'train', '--size', '32x64', '--profile', '--only', 'ours', 'timm'
+        'profile', *PROFILE, '--mode', 'train', '--size', '32x64', '--only', 'ours', 'timm'
     )
     assert message is None
     assert names(figures) == ['ours fp32', 'timm fp32', 'timm channels_last fp32']
@@ -292,21 +301,54 @@ def test_profile_names_the_operators(benchmark):
 @pytest.mark.parametrize(
     'options, message',
     [
-        (['--profile', '--scaling'], 'error: --profile is for backbones'),
         (
-            ['--only', 'nonesuch'],
+            ['time', *TINY, '--only', 'nonesuch'],
             "error: --only 'nonesuch': there is no such row here, choose from mmpretrain, official, ",
         ),
-        (['--ours', 'lean'], 'error: --ours lean: write NAME:KEY=VALUE,KEY=VALUE'),
-        (['--batch', 1, 2], 'error: several batches or sizes are for --scaling'),
-        (['--cast', '--mode', 'train'], 'error: --cast is for inference'),
+        (['time', *TINY, '--ours', 'lean'], 'error: --ours lean: write NAME:KEY=VALUE,KEY=VALUE'),
+        (['time', *TINY, '--batch', 1, 2], 'error: several batches or sizes are for the subcommand scaling'),
+        (['time', *TINY, '--size', '800'], "error: '800' is no size of an image: write HEIGHTxWIDTH"),
+        (['time', *TINY, '--cast', '--mode', 'train'], 'error: --cast is for inference'),
+        (['time', *TINY, '--rounds', 0], 'error: --rounds, --warmup and --batch need at least 1'),
+        (['time', '--device', 'cpu', '--arch', 'giant'], "error: ConvNeXt has no arch 'giant': use one of atto"),
+        (['scaling', *TINY, '--config', MASK_RCNN, '--drop-path', 0.1], 'error: --drop-path: the config has its own'),
+        (['scaling', *TINY, '--cfg-options', 'a=1'], 'error: --cfg-options changes a config: give --config'),
         (
-            ['--config', MASK_RCNN, '--cfg-options', 'model.backbone.use_grn=True'],
+            ['model', MASK_RCNN, '--device', 'cpu', '--cfg-options', 'model.backbone.use_grn=True'],
             "error: the backbone of this config has {'layer_scale_init_value': 1.0, 'use_grn': True}",
         ),
-        (['--config', ROOT / 'nonesuch.py'], 'error: there is no config file '),
+        (['model', ROOT / 'nonesuch.py', '--device', 'cpu'], 'error: there is no config file '),
     ],
 )
 def test_refused(options, message, benchmark):
-    found, _, figures = benchmark(*TINY, '--no-memory', *options)
+    found, _, figures = benchmark(*options)
     assert found.startswith(message) and figures is None
+
+
+def test_profile_and_plot_belong_to_their_subcommands(benchmark, capsys):
+    """argparse's own refusal, with its own status."""
+    assert benchmark('profile', *PROFILE, '--config', MASK_RCNN)[0] == 2
+    assert benchmark('time', *TINY, '--plot', 'plot.svg')[0] == 2
+
+
+def test_published_files_name_commands_that_are_understood(benchmark):
+    """Each JSON file in docs/benchmarks holds its command, the Markdown beside it the same one."""
+    from benchmark import build_parser
+    from benchmarking.options import options_of
+
+    files = sorted((ROOT / 'docs/benchmarks').glob('cpu_*.json'))
+    assert len(files) == 11
+    for path in files:
+        published = json.loads(path.read_text())
+        program, script, *argv = shlex.split(published['command'])
+        assert (program, script) == ('python', 'tools/dev/benchmark.py')
+        options, recorded = options_of(build_parser().parse_args(argv)), published['options']
+        names = ['mode', 'arch']
+        if options.command != 'optimizer':
+            names += ['dtype', 'cast', 'layout', 'compile', 'drop_path', 'ours', 'only']
+        if options.command != 'profile':
+            names += ['rounds', 'warmup']
+        for name in names:
+            assert getattr(options, name) == recorded[name], (path.name, name)
+        assert options.config == recorded['config']
+        assert f'`{published["command"]}`\n' in path.with_suffix('.md').read_text()

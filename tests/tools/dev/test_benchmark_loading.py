@@ -13,12 +13,13 @@ def test_loading_benchmark(tmp_path):
     subprocess.run(
         [
             sys.executable,
-            ROOT / 'tools/dev/benchmark_loading.py',
+            ROOT / 'tools/dev/benchmark.py',
+            'loading',
             '--arch',
             'atto',
             '--repeats',
             '1',
-            '--out',
+            '--json',
             tmp_path / 'figures.json',
         ],
         check=True,

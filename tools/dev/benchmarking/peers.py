@@ -1,4 +1,4 @@
-"""Implementations of ConvNeXt side by side: the rows of tools/dev/benchmark.py.
+"""Other implementations of ConvNeXt, with the weights and outputs of ours.
 
 All of them get the same weights and give what a dense predictor needs: the features of four stages, each normalised.
 mmpretrain and transformers have these output norms; timm and torchvision get them here.
@@ -24,6 +24,8 @@ from convnext_dense import ConvNeXt
 from convnext_dense.weights.dialects import DIALECTS
 
 EPS = 1e-6
+Sizes = tuple[int, ...]  # of each stage
+State = Mapping[str, Tensor]  # by the names of ours
 
 
 def random_state(arch: str | dict, seed: int = 0) -> dict[str, Tensor]:
@@ -143,13 +145,13 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], dialect_name: str, norms
         raise RuntimeError(f'the weights do not fit {dialect_name}: {(missing + surplus + unnamed)[:3]}')
 
 
-def build_official(depths, channels, drop_path, state) -> nn.Module:
+def build_official(depths: Sizes, channels: Sizes, drop_path: float, state: State) -> nn.Module:
     model = Official(depths, channels, drop_path)
     model.load_state_dict(state)
     return model
 
 
-def build_mmpretrain(depths, channels, drop_path, state) -> nn.Module:
+def build_mmpretrain(depths: Sizes, channels: Sizes, drop_path: float, state: State) -> nn.Module:
     import_mmpretrain()
     from mmpretrain.models import ConvNeXt as Theirs
 
@@ -164,7 +166,7 @@ def build_mmpretrain(depths, channels, drop_path, state) -> nn.Module:
     return model
 
 
-def build_timm(depths, channels, drop_path, state) -> nn.Module:
+def build_timm(depths: Sizes, channels: Sizes, drop_path: float, state: State) -> nn.Module:
     from timm.models.convnext import ConvNeXt as Theirs
 
     classifier = Theirs(depths=depths, dims=channels, drop_path_rate=drop_path, ls_init_value=1.0, num_classes=0)
@@ -173,7 +175,7 @@ def build_timm(depths, channels, drop_path, state) -> nn.Module:
     return model
 
 
-def build_torchvision(depths, channels, drop_path, state) -> nn.Module:
+def build_torchvision(depths: Sizes, channels: Sizes, drop_path: float, state: State) -> nn.Module:
     from torchvision.models.convnext import CNBlockConfig
     from torchvision.models.convnext import ConvNeXt as Theirs
 
@@ -193,7 +195,7 @@ def build_torchvision(depths, channels, drop_path, state) -> nn.Module:
     return model
 
 
-def build_transformers(depths, channels, drop_path, state) -> nn.Module:
+def build_transformers(depths: Sizes, channels: Sizes, drop_path: float, state: State) -> nn.Module:
     from transformers import ConvNextBackbone, ConvNextConfig
 
     backbone = ConvNextBackbone(

@@ -1,4 +1,4 @@
-"""tools/export.py: graphs that equal the model at any size, and what is refused."""
+"""tools/export.py --part: graphs that equal the model at any size, and what is refused."""
 
 import importlib.util
 import re
@@ -38,7 +38,8 @@ def save_model(config, path):
 
 @needs_exporter
 @pytest.mark.parametrize(
-    'config, options, parts', [(MASK_RCNN, ['--with-neck'], 'backbone and neck'), (UPERNET, [], 'backbone')]
+    'config, options, parts',
+    [(MASK_RCNN, ['--with-neck'], 'backbone and neck'), (UPERNET, ['--part', 'backbone'], 'backbone')],
 )
 def test_graph_equals_the_checkpoint(config, options, parts, tmp_path, tool):
     model = save_model(config, tmp_path / 'trained.pth')
@@ -50,11 +51,13 @@ def test_graph_equals_the_checkpoint(config, options, parts, tmp_path, tool):
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(out), providers=['CPUExecutionProvider'])
-    assert [value.name for value in session.get_outputs()] == [f'level{i}' for i in range(5 if options else 4)]
+    assert [value.name for value in session.get_outputs()] == [
+        f'level{i}' for i in range(5 if '--with-neck' in options else 4)
+    ]
     image = torch.randn(1, 3, 75, 201)  # a size that the tool did not see
     with torch.no_grad():
         expected = model.backbone(image)
-        expected = model.neck(expected) if options else expected
+        expected = model.neck(expected) if '--with-neck' in options else expected
     for found, want in zip(session.run(None, {'image': image.numpy()}), expected, strict=True):
         np.testing.assert_allclose(found, want.numpy(), atol=2e-5, rtol=1e-4)
 
@@ -80,7 +83,17 @@ def test_other_arguments_and_a_graph_that_differs(tmp_path):
 @pytest.mark.parametrize(
     'out, options, message',
     [
-        ('model.pb', [], r'error: the graph is written as ONNX, found .*model.pb: give a name that ends in .onnx'),
+        (
+            'model.pb',
+            [],
+            r'error: the graph is written as ONNX, .* found .*model.pb: give a name that ends in .onnx, .*',
+        ),
+        ('model.xml', ['--part', 'neck'], r'error: the graph is written as ONNX, .* found .*model.xml: give a name .*'),
+        (
+            'model.onnx',
+            ['--part', 'backbone', '--size', '64x96'],
+            r'error: --size and --evaluate are for whole models, found --part backbone: leave them out',
+        ),
         (
             'model.onnx',
             ['--cfg-options', 'model.neck=None', '--with-neck'],

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-from convnext_dense.engine.load_hook import unwrap_checkpoint
+from convnext_dense.engine.load_hook import fit_checkpoint
 from convnext_dense.errors import UserError
 from convnext_dense.weights.sources import read
 
@@ -54,7 +54,7 @@ def load_features(cfg: Config, checkpoint: str, with_neck: bool) -> Features:
         raise UserError('the neck of this config is a list of necks: leave out --with-neck, or give a config with one')
     features = Features(*(MODELS.build(dict(cfg.model[part], init_cfg=None)) for part in parts))
     found = read(checkpoint)
-    unwrap_checkpoint(features, found, whole_model=True)
+    fit_checkpoint(features, found, whole_model=True)
     names = tuple(f'{part}.' for part in parts)
     features.load_state_dict({name: value for name, value in found['state_dict'].items() if name.startswith(names)})
     return features.eval()

@@ -1,0 +1,105 @@
+"""Segmentors of mmseg whose decode head makes one map of logits: FCN, PSP, UperNet, ASPP, DeepLabV3+ and others."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convnext_dense.export.whole import WholeModel, family, overridden
+
+
+class AdaptiveAveragePool(nn.Module):
+    """``nn.AdaptiveAvgPool2d`` as two matrix products, whose weights follow from the size of the input.
+
+    The exporter bakes the size of the example into ``nn.AdaptiveAvgPool2d``.
+    """
+
+    def __init__(self, output_size: int | tuple[int, int]) -> None:
+        super().__init__()
+        self.rows, self.columns = (output_size, output_size) if isinstance(output_size, int) else output_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, rows, columns)."""
+        if self.rows == self.columns == 1:
+            return x.mean((2, 3), keepdim=True)
+        by_rows = averaging_weights(self.rows, x.shape[2], x)  # (rows, H)
+        by_columns = averaging_weights(self.columns, x.shape[3], x)  # (columns, W)
+        return by_rows @ x @ by_columns.T
+
+
+def averaging_weights(bins: int, length: int, like: Tensor) -> Tensor:
+    """Return the matrix (bins, length) of an adaptive average: bin i covers floor(i l / b) to ceil((i + 1) l / b)."""
+    position = torch.arange(length, device=like.device)[None]
+    index = torch.arange(bins, device=like.device)[:, None]
+    start = index * length // bins
+    end = ((index + 1) * length + bins - 1) // bins
+    inside = ((position >= start) & (position < end)).to(like.dtype)
+    return inside / inside.sum(1, keepdim=True)
+
+
+@family
+class Segmentor(WholeModel):
+    """An ``EncoderDecoder`` of mmseg.
+
+    Outputs ``labels`` (N, H, W) int32, and ``logits`` (N, classes, H, W) float32 for whoever resizes or averages
+    before the decision, as the runner does for another size of the original and for the sliding window.
+    """
+
+    output_names = ('labels', 'logits')
+    task = 'segmentation'
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        head: Any = copy.deepcopy(model.decode_head)
+        for parent in list(head.modules()):
+            for name, child in parent.named_children():
+                if isinstance(child, nn.AdaptiveAvgPool2d) and None not in _pair(child.output_size):
+                    setattr(parent, name, AdaptiveAveragePool(child.output_size))
+        self.decode_head = head
+        self.align_corners = bool(head.align_corners)
+        self.threshold = getattr(head, 'threshold', None)
+
+    @classmethod
+    def refusal(cls, model: nn.Module) -> str | None:
+        encoder_decoder = 'EncoderDecoder'
+        methods = dict.fromkeys(('predict', 'encode_decode', 'extract_feat', 'slide_inference'), encoder_decoder)
+        reason = overridden(model, {**methods, 'postprocess_result': 'BaseSegmentor'})
+        if reason is not None:
+            return reason
+        return overridden(model.decode_head, dict.fromkeys(('predict', 'predict_by_feat'), 'BaseDecodeHead'))
+
+    @classmethod
+    def settings(cls, model: nn.Module) -> dict[str, Any]:
+        test_cfg: Any = model.test_cfg
+        settings: dict[str, Any] = dict(
+            mode=test_cfg.get('mode', 'whole'),
+            align_corners=bool(model.align_corners),
+            binary_threshold=model.decode_head.threshold if model.decode_head.out_channels == 1 else None,
+        )
+        if settings['mode'] == 'slide':
+            settings.update(crop_size=list(test_cfg.crop_size), stride=list(test_cfg.stride))
+        return settings
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, 3, H, W) -> labels (N, H, W) and logits (N, classes, H, W)."""
+        height, width = image.shape[-2:]
+        padded = self.normalised(image)
+        features = self.backbone(padded)
+        if self.neck is not None:
+            features = self.neck(features)
+        logits = self.decode_head(features)
+        logits = F.interpolate(logits, padded.shape[-2:], mode='bilinear', align_corners=self.align_corners)
+        logits = logits[:, :, :height, :width]
+        if logits.shape[1] == 1:
+            labels = (logits[:, 0].sigmoid() > self.threshold).to(torch.int32)
+        else:
+            labels = logits.argmax(1).to(torch.int32)
+        return labels, logits
+
+
+def _pair(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value, value)

@@ -1,0 +1,99 @@
+"""Whole models of every family: the module over the toolkit's parts, and the exported file."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import tiny_models
+
+pytest.importorskip('mmdet', reason='needs mmdet')
+pytest.importorskip('mmseg', reason='needs mmsegmentation')
+pytest.importorskip('torchvision', reason='needs torchvision')
+
+import torch  # noqa: E402
+
+from convnext_dense import UserError  # noqa: E402
+from convnext_dense.export import prove, whole_model  # noqa: E402
+from convnext_dense.export.files import with_score_threshold, write_onnx  # noqa: E402
+from convnext_dense.export.proof import SHAPES  # noqa: E402
+
+needs_exporter = pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ('onnx', 'onnxscript', 'onnxruntime'))),
+    reason="needs onnx, onnxscript and onnxruntime: pip install 'convnext-dense[export]'",
+)
+DETECTORS = [*tiny_models.DETECTORS, *tiny_models.DENSE_HEADS]
+SEGMENTORS = list(tiny_models.SEGMENTORS)
+
+
+class ModuleAsFile:
+    """A module in the place of an exported file."""
+
+    metadata = None
+
+    def __init__(self, whole):
+        self.whole = whole
+
+    def run(self, image, names):
+        outputs = self.whole(torch.from_numpy(image))
+        return [outputs[self.whole.output_names.index(name)].numpy() for name in names]
+
+
+def open_module(whole):
+    """What ``prove`` calls to open a file, without a file: the threshold is in the module already."""
+    return lambda threshold: ModuleAsFile(whole)
+
+
+@pytest.mark.parametrize('name', DETECTORS + SEGMENTORS)
+def test_module_equals_the_toolkit(name):
+    model = tiny_models.build(tiny_models.model_config(name))
+    whole = whole_model(model)
+    proof = prove(model, whole, open_module(whole))
+    if whole.task == 'segmentation':
+        assert proof.label == 1
+    else:
+        assert proof.detections >= 2 * 4 * 10, 'both comparisons, four images'
+        assert proof.box <= 0.01 and proof.score <= 1e-5 and proof.ties <= 1
+        assert ('masks' in whole.output_names) == ('Mask' in name)
+
+
+def exported_equals(name, tmp_path):
+    model = tiny_models.build(tiny_models.model_config(name))
+    whole = whole_model(model)
+    path = tmp_path / 'model.onnx'
+    write_onnx(whole, path, dict(format=1))
+    from convnext_dense.runtime.sessions import ONNXRuntimeSession
+
+    def open_file(threshold):
+        return ONNXRuntimeSession(path if threshold is None else with_score_threshold(path, threshold))
+
+    return prove(model, whole, open_file)
+
+
+@needs_exporter
+@pytest.mark.parametrize('name', ['FCN'])
+def test_file_equals_the_toolkit(name, tmp_path):
+    assert exported_equals(name, tmp_path).shapes == SHAPES
+
+
+@needs_exporter
+@pytest.mark.export
+@pytest.mark.parametrize('name', [name for name in DETECTORS + SEGMENTORS if name != 'FCN'])
+def test_every_file_equals_the_toolkit(name, tmp_path):
+    assert exported_equals(name, tmp_path).shapes == SHAPES
+
+
+def test_a_different_module_is_refused():
+    model = tiny_models.build(tiny_models.model_config('FCN'))
+    whole = whole_model(model)
+    whole.decode_head.conv_seg.bias.data[0] += 1
+    with pytest.raises(UserError, match=r"of the labels of the module equal the toolkit's model"):
+        prove(model, whole, open_module(whole))
+
+
+def test_too_few_detections_prove_nothing():
+    model = tiny_models.build(tiny_models.model_config('Faster R-CNN'))
+    model.roi_head.bbox_head.fc_cls.bias.data[-1] += 1e4  # background everywhere
+    whole = whole_model(model)
+    with pytest.raises(UserError, match='0 objects of 0 classes .* this proves nothing'):
+        prove(model, whole, open_module(whole))

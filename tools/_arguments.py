@@ -1,0 +1,43 @@
+"""Arguments that several tools share.
+
+Nothing here imports torch or mmengine, which take seconds: each tool parses its arguments first and imports after.
+"""
+
+import argparse
+
+
+def argument_parser(docstring: str | None) -> argparse.ArgumentParser:
+    """Return a parser described by the summary of a tool's docstring, without the example after the colon."""
+    return argparse.ArgumentParser(description=docstring and docstring.splitlines()[0].split(':')[0])
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Add the config and the changes to it, named as in mmdet's and mmseg's tools."""
+    parser.add_argument('config', help='config file')
+    add_cfg_options(parser)
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action='extend',
+        default=[],
+        metavar='KEY=VALUE',
+        help='change the config, as in model.backbone.init_cfg=None or key="[(a,b),(c,d)]"; '
+        'data_root=FOLDER moves everything that the config reads below its data_root',
+    )
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Add what training and testing share, named as in mmdet's and mmseg's tools."""
+    parser.add_argument(
+        '--work-dir', help='folder for logs, checkpoints and metrics.json; default work_dirs/NAME_OF_THE_CONFIG'
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how several processes were started',
+    )
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed.launch')
