@@ -137,7 +137,9 @@ def count_step(step: str, regime: str) -> tuple[int, int]:
 
     def add(layer: nn.Module, _: tuple[Tensor, ...], out: Tensor) -> None:
         nonlocal flops
-        flops += out.numel() * layer.weight[0].numel()  # one multiply-add per output value and weight that it reads
+        flops += (
+            out.numel() * layer.get_parameter('weight')[0].numel()
+        )  # one multiply-add per output value and weight that it reads
 
     with torch.device('meta'):
         model = Classifier(step, regime).eval()
@@ -145,7 +147,7 @@ def count_step(step: str, regime: str) -> tuple[int, int]:
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             layer.register_forward_hook(add)
         elif isinstance(layer, nn.BatchNorm2d):
-            layer.forward = lambda x: x  # type: ignore[method-assign]  # counts nothing, and is slow on this device
+            layer.forward = nn.Identity().forward  # type: ignore[method-assign]  # counts nothing, and is slow here
     with torch.no_grad():
         model(torch.empty(1, 3, SIDE, SIDE, device='meta'))
     return flops, sum(param.numel() for param in model.parameters())

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_weight_files import Hostile
-from test_weights import IMAGE, MICRO, V2, fcmae_layout, fill, official_layout, plain_norm, redraw, relative
+from weights_helpers import IMAGE, MICRO, V2, Hostile, fcmae_layout, fill, official_layout, plain_norm, redraw, relative
 
 from convnext_dense import ARCHS, ConvNeXt
 from convnext_dense.convert import TARGETS

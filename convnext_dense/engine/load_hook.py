@@ -81,10 +81,12 @@ def fit_checkpoint(model: nn.Module, checkpoint: dict, whole_model: bool = False
         UserError: The checkpoint has no ConvNeXt, or several where one is wanted, or its ConvNeXts do not fit; with
             ``whole_model``, it lacks tensors of the model.
     """
-    paths = {}  # of every ConvNeXt, by its place in the model without wrappers around its parts
+    convnexts = {}  # by their places in the model without wrappers around its parts
+    paths = {}  # of these, with wrappers
     for path, module in model.named_modules():
         if isinstance(module, ConvNeXt):
-            paths[WRAPPED_MODULES.sub('', f'{path}.' if path else '')] = path
+            place = WRAPPED_MODULES.sub('', f'{path}.' if path else '')
+            convnexts[place], paths[place] = module, path
     if not paths:  # another model, loaded by mmengine
         if whole_model:
             _check_model_without_convnext(model, checkpoint)
@@ -107,7 +109,7 @@ def fit_checkpoint(model: nn.Module, checkpoint: dict, whole_model: bool = False
     # Versions of layers, as mmengine saves them.
     metadata = OrderedDict(getattr(checkpoint['state_dict'], '_metadata', {}) if source == 'state_dict.' else {})
     for place, path in paths.items():
-        fitted = _fit_one(model.get_submodule(path), place, backbones[source + place[len(target) :]])
+        fitted = _fit_one(convnexts[place], place, backbones[source + place[len(target) :]])
         for name, (own_name, value) in own.items():
             if name.startswith(place):
                 state[own_name] = fitted.get(name[len(place) :], value.detach())

@@ -224,4 +224,4 @@ def masked_col2im_forward(
     col: Tensor, mask_h_idx: Tensor, mask_w_idx: Tensor, im: Tensor, height: int, width: int, channels: int
 ) -> None:
     """Write the columns of ``col``, (channels, p), to the given positions of ``im``, (1, channels, height, width)."""
-    im[0, :, mask_h_idx, mask_w_idx] = col
+    im[0][:, mask_h_idx, mask_w_idx] = col

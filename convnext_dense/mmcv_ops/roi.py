@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -256,7 +256,8 @@ def deform_roi_pool_backward(
     grad_input.copy_(total)
 
 
-class Grid(NamedTuple):
+@dataclass
+class Grid:
     """Regions whose bins have equally many samples: numbers and images, starts, sizes of bins, counts, (k,)."""
 
     index: Tensor

@@ -171,7 +171,7 @@ def choose_stages(strides: Sequence[int | None], last_stage: int = LAST_STAGE) -
         The stages and ``output_stride``; None if no stages of any ``output_stride`` have these strides.
     """
     for output_stride in (32, 16, 8):
-        stages = []
+        stages: list[int] = []
         num_available = last_stage + 1
         for stride in reversed(strides):
             candidates = [stage for stage in range(num_available) if min(STAGE_STRIDES[stage], output_stride) == stride]

@@ -106,7 +106,7 @@ def in_channels_changes(head: ConfigDict, old_channels: int, new_channels: int) 
 
 def feature_indices(head: ConfigDict, num_features: int) -> set[int]:
     """Return the features that every ``in_index`` of a head names, counted from the first."""
-    indices = set()
+    indices: set[int] = set()
     for _, part in nested_dicts(head):
         if 'in_index' in part:
             indices.update(index % num_features for index in as_list(part.in_index))

@@ -81,7 +81,8 @@ def observe(site: Site, scope: str) -> Found:
 
 def inputs_of_heads(heads: Sequence[Head], features: Sequence[Feature]) -> HeadInputs:
     """Find the features that each head takes: those that it names, and those that its gradients reach."""
-    taken, used = [], set()
+    taken = []
+    used: set[int] = set()
     previous = None  # output of the decode head before, in a list of them
     for head in heads:
         indices, run = list(range(len(features))), None

@@ -27,24 +27,21 @@ def allow_mmengine_checkpoints() -> None:
     """
     if not hasattr(torch.serialization, 'add_safe_globals'):  # torch < 2.4 has no safe loading to extend
         return
-    array, scalar = (value.__reduce__()[0] for value in (np.empty(0), np.float64(0)))
-    kinds = (bool, np.float16, np.float32, np.float64, np.int8, np.uint8, np.int32, np.int64, str)
-    torch.serialization.add_safe_globals(
-        [
-            argparse.Namespace,
-            HistoryBuffer,
-            (_history_method, 'builtins.getattr'),
-            np.ndarray,
-            np.dtype,
-            *{type(np.dtype(kind)) for kind in kinds},
-            # numpy 2 renamed the module; files name the one or the other.
-            *(
-                (function, f'numpy.{module}.multiarray.{name}')
-                for module in ('core', '_core')
-                for function, name in ((array, '_reconstruct'), (scalar, 'scalar'))
-            ),
-        ]
-    )
+    allowed: list[Any] = [
+        argparse.Namespace,
+        HistoryBuffer,
+        (_history_method, 'builtins.getattr'),
+        np.ndarray,
+        np.dtype,
+    ]
+    for kind in (bool, np.float16, np.float32, np.float64, np.int8, np.uint8, np.int32, np.int64, str):
+        allowed.append(type(np.dtype(kind)))
+    reconstruct_array = np.empty(0).__reduce__()[0]
+    reconstruct_scalar = np.float64(0).__reduce__()[0]
+    for module in ('core', '_core'):  # numpy 2 renamed the module; files name the one or the other
+        allowed.append((reconstruct_array, f'numpy.{module}.multiarray._reconstruct'))
+        allowed.append((reconstruct_scalar, f'numpy.{module}.multiarray.scalar'))
+    torch.serialization.add_safe_globals(allowed)
 
 
 def _history_method(owner: type, name: str) -> Any:

@@ -199,11 +199,16 @@ def _hub_repository(source: str) -> str:
         try:
             import timm
 
-            return timm.get_pretrained_cfg(name).hf_hub_id
-        except (ImportError, AttributeError, RuntimeError) as error:
+            repository = getattr(timm.get_pretrained_cfg(name), 'hf_hub_id', None)
+        except (ImportError, RuntimeError) as error:
             raise UserError(
                 f'{source} does not say which weights of that model: name them as in timm:convnext_tiny.fb_in1k'
             ) from error
+        if repository:
+            return repository
+        raise UserError(
+            f'{source} does not say which weights of that model: name them as in timm:convnext_tiny.fb_in1k'
+        )
     return f'timm/{name}'
 
 

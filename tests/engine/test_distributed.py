@@ -15,10 +15,13 @@ from helpers import ROOT, kill_all
 from mmengine.model import MMFullyShardedDataParallel
 from torch import distributed, multiprocessing
 from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.nn.parallel import DistributedDataParallel
 
 from convnext_dense import ConvNeXt, ConvNeXtIsotropic, ConvNeXtLayerDecayConstructor, ConvNeXtRoadmap, UserError
-from convnext_dense.engine.fsdp import wrap_blocks
+from convnext_dense.engine.fsdp import whole_parameters, wrap_blocks
+from convnext_dense.engine.load_hook import fit_checkpoint
+from convnext_dense.models.block import Block
 from convnext_dense.models.roadmap import STEPS
 
 MASK_RCNN = ROOT / 'configs/mask_rcnn/convnext_digits.py'
@@ -180,6 +183,45 @@ def sharded(rank: int, port: int, log: str) -> None:
 
 def test_layer_decay_of_shards(tmp_path):
     multiprocessing.spawn(sharded, (free_port(), str(tmp_path / 'done')), nprocs=2)
+    assert (tmp_path / 'done.0').exists() and (tmp_path / 'done.1').exists()
+
+
+class Holder(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = ConvNeXt(MICRO)
+        self.head = torch.nn.Conv2d(8, 2, 1)
+
+
+def load_into_shards(rank: int, port: int, log: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
+    torch.manual_seed(1)
+    source = Holder()
+    for param in source.parameters():
+        torch.nn.init.normal_(param)
+    others = {f'model.{name}'.replace('dwconv', 'depthwise_conv'): value for name, value in source.state_dict().items()}
+    others = {re.sub(r'pwconv(\d)', r'pointwise_conv\1', name): value for name, value in others.items()}
+    for units in ({Block}, {ConvNeXt}, {ConvNeXt, Block}):
+        for state in (source.state_dict(), others):
+            model = MMFullyShardedDataParallel(
+                Holder(), auto_wrap_policy=ModuleWrapPolicy(units), device_id=torch.device('cpu')
+            )
+            checkpoint = {'state_dict': dict(state)}
+            with whole_parameters(model):
+                fit_checkpoint(model.module, checkpoint, whole_model=True)
+            model.load_state_dict(checkpoint['state_dict'])
+            with whole_parameters(model):
+                for (name, param), expected in zip(model.named_parameters(), source.parameters(), strict=True):
+                    assert torch.equal(param, expected), (units, name)
+    Path(f'{log}.{rank}').write_text('')
+    distributed.barrier()
+    os._exit(0)
+
+
+def test_shards_are_cut_out_of_what_was_fitted(tmp_path):
+    """Whatever is a unit: blocks, the ConvNeXt, both; from files of our own and of another dialect."""
+    multiprocessing.spawn(load_into_shards, (free_port(), str(tmp_path / 'done')), nprocs=2)
     assert (tmp_path / 'done.0').exists() and (tmp_path / 'done.1').exists()
 
 

@@ -122,6 +122,16 @@ def test_soft_nms_takes_the_first_of_tied_scores_and_fills_gaps_from_the_end(ops
     assert ops.soft_nms(far, scores, 0.3, method='naive', min_score=0.1)[1].tolist() == [0, 4, 2, 3]
 
 
+def test_boxes_that_want_gradients(ops):
+    """Proposals in training do; what suppression gives depends on them by the boxes alone."""
+    boxes, scores = crowd(0)
+    for name in ('nms', 'soft_nms'):
+        expected = getattr(ops, name)(boxes, scores, 0.5)[1]
+        assert getattr(ops, name)(boxes.clone().requires_grad_(), scores.clone().requires_grad_(), 0.5)[1].equal(
+            expected
+        )
+
+
 @pytest.mark.parametrize('seed', [0, 1])
 def test_nms_match(ops, seed):
     boxes, scores = crowd(seed, torch.float32)

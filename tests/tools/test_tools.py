@@ -235,7 +235,7 @@ def test_augmented_test_of_masks_is_refused(official_names, tmp_path, tool):
 @pytest.mark.parametrize('way', ['test', 'resume', 'load_from', 'init_cfg of the backbone', 'init_cfg of the model'])
 def test_hostile_checkpoints_are_refused(way, digits, tmp_path, tool, monkeypatch):
     from mmengine.runner import CheckpointLoader
-    from test_weight_files import Hostile, load_unsafely_in_the_end
+    from weights_helpers import Hostile, load_unsafely_in_the_end
 
     # A distribution of mmengine that loads unsafely what safe loading refused.
     monkeypatch.setitem(CheckpointLoader._schemes, '', load_unsafely_in_the_end)

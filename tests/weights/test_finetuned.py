@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import ROOT
 from test_configs import load
-from test_weights import fill, official_layout
+from weights_helpers import fill, official_layout
 
 from convnext_dense import ARCHS
 from convnext_dense.complexity import build_on_meta
