@@ -93,7 +93,7 @@ class Kept(NamedTuple):
     """The survivors of a suppression, best first."""
 
     scores: Tensor  # (N, count), REMOVED where there are no more
-    index: Tensor  # (N, count), places among the candidates
+    places: Tensor  # (N, count), indices among the candidates
 
 
 def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float, count: int) -> Kept:

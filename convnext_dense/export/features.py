@@ -6,6 +6,7 @@ import importlib.util
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,7 +69,7 @@ def export_onnx(model: nn.Module, out: Path, in_channels: int = 3) -> None:
     Raises:
         UserError: What the exporter needs is not installed.
     """
-    if torch.__version__ < (2, 6):
+    if torch.__version__ < '2.6':  # a TorchVersion: compared as a version
         raise UserError(f'the export to ONNX needs torch 2.6 or newer, found {torch.__version__}: update torch')
     for package in ('onnx', 'onnxscript'):
         if importlib.util.find_spec(package) is None:
@@ -79,7 +80,7 @@ def export_onnx(model: nn.Module, out: Path, in_channels: int = 3) -> None:
     free = {dim: torch.export.Dim.DYNAMIC for dim in (0, 2, 3)}
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of torch's, about its own parts
-        program = torch.onnx.export(
+        program: Any = torch.onnx.export(
             model,
             (example,),
             dynamo=True,

@@ -32,7 +32,7 @@ def check_exporter() -> None:
     Raises:
         UserError: torch is too old, or a package is missing.
     """
-    if torch.__version__ < (2, 6):
+    if torch.__version__ < '2.6':  # a TorchVersion: compared as a version
         raise UserError(f'the export to ONNX needs torch 2.6 or newer, found {torch.__version__}: update torch')
     for package in ('onnx', 'onnxscript'):
         if importlib.util.find_spec(package) is None:

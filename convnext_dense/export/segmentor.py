@@ -18,9 +18,9 @@ class AdaptiveAveragePool(nn.Module):
     The exporter bakes the size of the example into ``nn.AdaptiveAvgPool2d``.
     """
 
-    def __init__(self, output_size: int | tuple[int, int]) -> None:
+    def __init__(self, output_size: Any) -> None:
         super().__init__()
-        self.rows, self.columns = (output_size, output_size) if isinstance(output_size, int) else output_size
+        self.rows, self.columns = _pair(output_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, rows, columns)."""
@@ -52,19 +52,19 @@ class Segmentor(WholeModel):
     output_names = ('labels', 'logits')
     task = 'segmentation'
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__(model)
         head: Any = copy.deepcopy(model.decode_head)
         for parent in list(head.modules()):
             for name, child in parent.named_children():
                 if isinstance(child, nn.AdaptiveAvgPool2d) and None not in _pair(child.output_size):
                     setattr(parent, name, AdaptiveAveragePool(child.output_size))
-        self.decode_head = head
+        self.decode_head: Any = head
         self.align_corners = bool(head.align_corners)
-        self.threshold = getattr(head, 'threshold', None)
+        self.threshold: Any = getattr(head, 'threshold', None)
 
     @classmethod
-    def refusal(cls, model: nn.Module) -> str | None:
+    def refusal(cls, model: Any) -> str | None:
         encoder_decoder = 'EncoderDecoder'
         methods = dict.fromkeys(('predict', 'encode_decode', 'extract_feat', 'slide_inference'), encoder_decoder)
         reason = overridden(model, {**methods, 'postprocess_result': 'BaseSegmentor'})
@@ -73,7 +73,7 @@ class Segmentor(WholeModel):
         return overridden(model.decode_head, dict.fromkeys(('predict', 'predict_by_feat'), 'BaseDecodeHead'))
 
     @classmethod
-    def settings(cls, model: nn.Module) -> dict[str, Any]:
+    def settings(cls, model: Any) -> dict[str, Any]:
         test_cfg: Any = model.test_cfg
         settings: dict[str, Any] = dict(
             mode=test_cfg.get('mode', 'whole'),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from convnext_dense.export.boxes import (
     REMOVED,
@@ -35,7 +35,7 @@ class SingleStageDetector(WholeModel):
     score_threshold: Tensor
     output_names = ('boxes', 'scores', 'labels')
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__(model)
         head: Any = model.bbox_head
         self.head = head
@@ -49,7 +49,7 @@ class SingleStageDetector(WholeModel):
         self.max_detections = int(settings['max_per_img'])
 
     @classmethod
-    def refusal(cls, model: nn.Module) -> str | None:
+    def refusal(cls, model: Any) -> str | None:
         reason = overridden(model, dict.fromkeys(('predict', 'extract_feat'), 'SingleStageDetector'))
         if reason is not None:
             return reason
@@ -68,7 +68,7 @@ class SingleStageDetector(WholeModel):
         return nms_refusal(settings.get('nms'))
 
     @classmethod
-    def settings(cls, model: nn.Module) -> dict[str, Any]:
+    def settings(cls, model: Any) -> dict[str, Any]:
         return dict(score_threshold=float(model.test_cfg['score_thr']))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,7 +95,7 @@ class SingleStageDetector(WholeModel):
         score = without_small(score, box, self.min_size)
         groups = torch.zeros_like(label) if self.across_classes else label
         kept = suppress(box, score, groups, self.nms_iou, self.max_detections)
-        return as_detections(take(box, kept.index), kept.scores, take(label, kept.index))
+        return as_detections(take(box, kept.places), kept.scores, take(label, kept.places))
 
     def detect_level(
         self, classes: Tensor, distance: Tensor, factor: Tensor | None, priors: Tensor, level: int, limit: Tensor

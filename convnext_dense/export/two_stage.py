@@ -37,7 +37,7 @@ class TwoStageDetector(WholeModel):
     task = 'detection'
     score_threshold: Tensor
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__(model)
         self.rpn = RegionProposals(model.rpn_head, model.test_cfg['rpn'])
         head: Any = model.roi_head
@@ -48,7 +48,7 @@ class TwoStageDetector(WholeModel):
         if self.has_masks:
             self.mask_heads = head.mask_head if cascade else nn.ModuleList([head.mask_head])
             self.mask_pools = nn.ModuleList(map(RoIPool, _as_list(head.mask_roi_extractor)))
-        self.shared_head = head.shared_head if head.with_shared_head else None
+        self.shared_head: Any = head.shared_head if head.with_shared_head else None
         settings: Any = model.test_cfg['rcnn']
         self.register_buffer('score_threshold', torch.tensor(float(settings['score_thr'])))
         self.nms_iou = nms_threshold(settings['nms'])
@@ -57,7 +57,7 @@ class TwoStageDetector(WholeModel):
         self.output_names = ('boxes', 'scores', 'labels', 'masks')[: 4 if self.has_masks else 3]
 
     @classmethod
-    def refusal(cls, model: nn.Module) -> str | None:
+    def refusal(cls, model: Any) -> str | None:
         reason = overridden(model, dict.fromkeys(('predict', 'extract_feat'), 'TwoStageDetector'))
         if reason is not None:
             return reason
@@ -95,7 +95,7 @@ class TwoStageDetector(WholeModel):
         return reason
 
     @classmethod
-    def settings(cls, model: nn.Module) -> dict[str, Any]:
+    def settings(cls, model: Any) -> dict[str, Any]:
         rcnn: Any = model.test_cfg['rcnn']
         settings: dict[str, Any] = dict(score_threshold=float(rcnn['score_thr']))
         if model.roi_head.with_mask:
@@ -153,7 +153,7 @@ class TwoStageDetector(WholeModel):
         labels = torch.arange(classes, device=rois.device).expand(batch, count, -1).reshape(batch, -1)
         groups = torch.zeros_like(labels) if self.across_classes else labels
         kept = suppress(boxes, scores, groups, self.nms_iou, self.max_detections)
-        return take(boxes, kept.index), kept.scores, take(labels, kept.index)
+        return take(boxes, kept.places), kept.scores, take(labels, kept.places)
 
     def segment(self, features: tuple[Tensor, ...], boxes: Tensor, labels: Tensor, there: Tensor) -> Tensor:
         """Return the probabilities (N, K, side, side) of the labels over their boxes, zero where there is no box."""
@@ -175,7 +175,7 @@ class TwoStageDetector(WholeModel):
 class RegionProposals(nn.Module):
     """An ``RPNHead`` of mmdet with its postprocessing: as many proposals for every image."""
 
-    def __init__(self, head: nn.Module, settings: Any) -> None:
+    def __init__(self, head: Any, settings: Any) -> None:
         super().__init__()
         self.head = head
         self.candidates = int(settings['nms_pre'])
@@ -201,7 +201,7 @@ class RegionProposals(nn.Module):
         box, score = torch.cat(boxes, 1), torch.cat(scores, 1)
         score = without_small(score, box, self.min_size)
         kept = suppress(box, score, torch.cat(levels, 1), self.nms_iou, self.proposals)
-        return take(box, kept.index), kept.scores
+        return take(box, kept.places), kept.scores
 
 
 class RoIPool(nn.Module):
@@ -210,9 +210,9 @@ class RoIPool(nn.Module):
     Every level pools all RoIs; those of other levels have size zero there, which costs next to nothing.
     """
 
-    def __init__(self, extractor: nn.Module) -> None:
+    def __init__(self, extractor: Any) -> None:
         super().__init__()
-        self.extractor = extractor
+        self.extractor: Any = extractor
         self.layers = [
             (tuple(layer.output_size), layer.spatial_scale, layer.sampling_ratio, layer.aligned)
             for layer in extractor.roi_layers
@@ -222,7 +222,7 @@ class RoIPool(nn.Module):
         """RoIs (R, 5) -> (R, C, height, width)."""
         levels = len(self.layers)
         level_of = self.extractor.map_roi_levels(rois, levels)
-        pooled = None
+        pooled: Any = None
         for level, (output_size, scale, sampling_ratio, aligned) in enumerate(self.layers):
             on_level = (level_of == level)[:, None]
             here = torch.cat([rois[:, :1], rois[:, 1:] * on_level.to(rois.dtype)], dim=1)

@@ -29,11 +29,14 @@ class WholeModel(nn.Module):
 
     output_names: tuple[str, ...] = ()
     task: ClassVar[str]
+    mean: Tensor
+    std: Tensor
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        preprocessor: Any = model.data_preprocessor
-        mean, std = getattr(preprocessor, 'mean', None), getattr(preprocessor, 'std', None)
+        preprocessor = model.data_preprocessor
+        mean: Any = getattr(preprocessor, 'mean', None)
+        std: Any = getattr(preprocessor, 'std', None)
         self.normalises = mean is not None and std is not None
         if self.normalises:
             if mean.shape[0] not in (1, 3):
@@ -46,16 +49,16 @@ class WholeModel(nn.Module):
         converts = getattr(preprocessor, 'channel_conversion', getattr(preprocessor, '_channel_conversion', False))
         self.wants_bgr = not converts  # mmcv reads BGR
         self.divisor, self.pad_value = padding_of(preprocessor)
-        self.backbone = model.backbone
-        self.neck = model.neck if getattr(model, 'with_neck', False) else None
+        self.backbone: Any = model.backbone
+        self.neck: Any = model.neck if getattr(model, 'with_neck', False) else None
 
     @classmethod
-    def refusal(cls, model: nn.Module) -> str | None:
+    def refusal(cls, model: Any) -> str | None:
         """Return why ``model`` is not of this family, or None if it is."""
         raise NotImplementedError
 
     @classmethod
-    def settings(cls, model: nn.Module) -> dict[str, Any]:
+    def settings(cls, model: Any) -> dict[str, Any]:
         """Return what the runner needs to know, as JSON values; becomes metadata of the file."""
         return {}
 
@@ -91,7 +94,7 @@ def family(cls: type[WholeModel]) -> type[WholeModel]:
     return cls
 
 
-def whole_model(model: nn.Module) -> WholeModel:
+def whole_model(model: Any) -> WholeModel:
     """Return ``model`` of mmdet or mmseg as a module to export.
 
     Raises:
