@@ -79,7 +79,7 @@ def test_pipeline_that_the_runner_does_not_know(fcn, tmp_path, tool):
     assert not (tmp_path / 'fcn.onnx').exists()
 
 
-@pytest.mark.slow
+@pytest.mark.export
 @pytest.mark.parametrize('name', list(CONFIGS))
 def test_metrics_are_those_of_the_checkpoint(name, digits, tmp_path, tool):
     """Random weights find little, but what they find is scored alike by the file and the toolkit."""
