@@ -1,7 +1,7 @@
 """Walk the main path with the installed versions and note the result: make TORCH=2.9.1 test-versions
 
-The steps: import both toolkits, write the sample data, train each digits config for a moment, resume it, test it, export
-it. The result of each step goes to docs/versions.json, one entry per set of versions, and docs/versions.md is made of it.
+The steps: import both toolkits, write the sample data, then train, resume, test and export each digits config. The
+results go to docs/versions.json, one entry per set of versions, and docs/versions.md is made of them.
 """
 
 import argparse
@@ -124,8 +124,8 @@ def page(entries: Sequence[dict]) -> str:
     lines = [
         '# Versions that were run',
         '',
-        'Written by `make TORCH=VERSION test-versions`: import of both toolkits, training, resuming, testing and export of',
-        'the backbone for both digits configs, on a CPU.',
+        'Written by `make TORCH=VERSION test-versions`: import of both toolkits, then training, resuming, testing and',
+        'export of the backbone for both digits configs, on a CPU.',
         '',
         f'| {" | ".join(columns)} | result |',
         '| ' + ' | '.join('---' for _ in (*columns, 'result')) + ' |',
