@@ -1,4 +1,4 @@
-"""The configs that the README shows run as they stand there."""
+"""The configs that README and docs show run as they are printed there."""
 
 import re
 
@@ -7,9 +7,11 @@ from helpers import ROOT
 from mmengine.config import Config
 
 pytest.importorskip('mmdet')
+PAGES = (ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md')))
 SNIPPETS = {
     match[1]: match[0]
-    for match in re.finditer(r'(?<=```python\n)# (\w+\.py): .*?(?=```)', (ROOT / 'README.md').read_text(), re.S)
+    for page in PAGES
+    for match in re.finditer(r'(?<=```python\n)# (\w+\.py): .*?(?=```)', page.read_text(), re.S)
 }
 # Less of everything: what is shown is the change, not the size.
 SMALL = (
