@@ -62,7 +62,7 @@ class ConvNeXt(StagedBackbone):
         linear_pw_conv: As in mmpretrain; a Linear and a 1x1 convolution are the same function, ours is the Linear.
         gap_before_final_norm: Must be False: a pooled vector is no feature map.
         pretrained: A weight file, short for ``init_cfg=dict(type='Pretrained', checkpoint=...)``: a path, URL,
-            ``hf-hub:org/name``, ``timm:name`` or the short name of an official file, in any format of the guide to weights.
+            ``hf-hub:org/name``, ``timm:name`` or the short name of an official file, in any known format.
         init_cfg: mmengine's initialisation config. Without it: a normal of 0.02 for every convolution and
             Linear, zero biases (official).
 
