@@ -99,3 +99,11 @@ def arch_name(depths: tuple[int, ...], channels: tuple[int, ...]) -> str | dict[
         if known == arch:
             return name
     return arch
+
+
+def isotropic_arch_name(depth: int, channels: int) -> str | dict[str, int]:
+    """Return the name of an isotropic arch, or its dict where it has none."""
+    for name, known in ISOTROPIC_ARCHS.items():
+        if (known['depth'], known['channels']) == (depth, channels):
+            return name
+    return dict(depth=depth, channels=channels)

@@ -10,11 +10,16 @@ from torch import Tensor
 
 from convnext_dense.errors import UserError
 from convnext_dense.models.convnext import ConvNeXt
-from convnext_dense.weights.dialects import DIALECTS
+from convnext_dense.models.isotropic import ConvNeXtIsotropic
+from convnext_dense.models.loading import PretrainedModule
+from convnext_dense.weights.dialects import DIALECTS, ISOTROPIC, STAGED
 from convnext_dense.weights.find import Backbone, choose, find_backbones, tensors_of
-from convnext_dense.weights.fit import arguments_of, as_written, fit_backbone
+from convnext_dense.weights.fit import STEMS, arguments_of, as_written, fit_backbone
 from convnext_dense.weights.safe_reading import read_file
 from convnext_dense.weights.sources import licence_of, read
+
+ISOTROPIC_STEM = STEMS[ISOTROPIC]
+CLASSES: dict[str, type[PretrainedModule]] = {STAGED: ConvNeXt, ISOTROPIC: ConvNeXtIsotropic}
 
 # Name of the format: its dialect, and what is put around the tensors in a file of torch's own format.
 TARGETS: dict[str, tuple[str, Callable[[dict], dict]]] = {
@@ -101,15 +106,17 @@ def _find(source: str, prefix: str | None, trust: bool) -> tuple[Backbone, list[
     return chosen, [backbone.prefix for backbone in backbones if backbone is not chosen]
 
 
-def _model_for(chosen: Backbone) -> ConvNeXt:
-    """The ConvNeXt that the weights ask for, without memory of its own."""
+def _model_for(chosen: Backbone) -> PretrainedModule:
+    """The model that the weights ask for, without memory of its own."""
     with torch.device('meta'):
-        return ConvNeXt(**arguments_of(chosen.tensors))
+        return CLASSES[chosen.dialect.family](**arguments_of(chosen.tensors))
 
 
 def _in_dialect(state: dict[str, Tensor], to: str) -> tuple[dict[str, Tensor], list[str]]:
     if to == 'ours':
         return state, []
+    if to == 'official' and ISOTROPIC_STEM in state:
+        return state, []  # the official names are ours
     written, unnamed = next(d for d in DIALECTS if d.name == TARGETS[to][0]).write(state)
     if to == 'timm' and arguments_of(state)['arch'] in TIMM_CONVOLUTIONS:
         written = {

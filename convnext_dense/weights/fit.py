@@ -12,11 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convnext_dense.archs import DEFAULT_KERNEL_SIZE, arch_name
+from convnext_dense.archs import DEFAULT_KERNEL_SIZE, arch_name, isotropic_arch_name
 from convnext_dense.errors import UserError
+from convnext_dense.weights.dialects import ISOTROPIC, STAGED
 from convnext_dense.weights.find import Backbone, choose, find_backbones, tensors_of
 
-STEM = 'downsample_layers.0.0.weight'
+# The first convolution, by the kind of network.
+STEMS = {STAGED: 'downsample_layers.0.0.weight', ISOTROPIC: 'stem.weight'}
 SHOWN = 3  # names in a message
 Shape = tuple[int, ...]
 
@@ -26,14 +28,17 @@ class Wanted:
     """What a ConvNeXt wants from a file.
 
     Attributes:
+        family: :data:`~convnext_dense.weights.dialects.STAGED` or ``ISOTROPIC``.
         shapes: Shape of each of its parameters, by name.
         dtype: Type of its parameters.
-        depths, channels: Of all four stages of its arch, also of those that are not built.
+        depths, channels: Of all four stages of its arch, also of those that are not built; of an isotropic one, one
+            number each.
         kernel_size: Side of its depthwise kernels.
         out_indices: The stages that it outputs.
         place: Where it is in the model around it, such as ``backbone.``, for messages.
     """
 
+    family: str
     shapes: Mapping[str, Shape]
     dtype: torch.dtype
     depths: Shape
@@ -41,6 +46,11 @@ class Wanted:
     kernel_size: int
     out_indices: Shape
     place: str = ''
+
+    @property
+    def arch(self) -> str | dict[str, Any]:
+        """The arch as an argument of the model."""
+        return _arch(self.family, self.depths, self.channels)
 
     def is_left_out(self, name: str) -> bool:
         """Whether a tensor belongs to a stage or an output norm that ``out_indices`` leaves out."""
@@ -79,6 +89,7 @@ def fit(wanted: Wanted, checkpoint: Any, prefix: str | None = None) -> Fitted:
     backbones = find_backbones(tensors)
     if not backbones:
         raise UserError(_nothing_found(wanted, checkpoint, tensors))
+    backbones = [backbone for backbone in backbones if backbone.dialect.family == wanted.family] or backbones
     chosen = choose(backbones, prefix)
     unused = [backbone.prefix for backbone in backbones if backbone is not chosen]
     return fit_backbone(wanted, chosen, unused)
@@ -93,9 +104,16 @@ def fit_backbone(wanted: Wanted, backbone: Backbone, unused_prefixes: Sequence[s
         unused_prefixes: Prefixes of other copies in the file, for the summary.
 
     Raises:
-        UserError: A tensor of the model other than the output norms has no match, a tensor of the file has no use, or a
-            shape or type differs.
+        UserError: The file holds the other kind of network, a tensor of the model other than the output norms has no
+            match, a tensor of the file has no use, or a shape or type differs.
     """
+    family = backbone.dialect.family
+    if family != wanted.family:
+        of_file = as_written({'arch': arguments_of(backbone.tensors)['arch']})
+        raise UserError(
+            f'these weights are those of a {family}, {of_file}, the model{_at(wanted)} is a {wanted.family}: set '
+            f"type='{family}', {of_file} in the backbone, or give a file for a {wanted.family}"
+        )
     left_out = []
     given = {}
     for name, value in backbone.tensors.items():
@@ -145,10 +163,11 @@ def _adapt(wanted: Wanted, given: dict[str, Tensor]) -> tuple[dict[str, Tensor],
     """Adapt the stem and the depthwise kernels to a model that was asked for with other ones; say what was done."""
     given = dict(given)
     changes = []
-    stem = given.get(STEM)
-    channels = wanted.shapes[STEM][1]
+    stem_name = STEMS[wanted.family]
+    stem = given.get(stem_name)
+    channels = wanted.shapes[stem_name][1]
     if stem is not None and stem.ndim == 4 and stem.shape[1] == 3 != channels:
-        given[STEM] = _stem_for(stem, channels)
+        given[stem_name] = _stem_for(stem, channels)
         changes.append(f'the stem is adapted from 3 to {channels} input channels')
     side = wanted.kernel_size
     if side == DEFAULT_KERNEL_SIZE:
@@ -187,14 +206,14 @@ def _nothing_found(wanted: Wanted, checkpoint: Any, tensors: Mapping[str, Tensor
     else:
         reason = f'no name in it starts with {wanted.place!r}; '
     return (
-        f'this load offers the ConvNeXt{_at(wanted)} none of its tensors: {reason}'
-        "give the file of a ConvNeXt as init_cfg, or load through mmengine's runner with "
+        f'this load offers the {wanted.family}{_at(wanted)} none of its tensors: {reason}'
+        f"give the file of a {wanted.family} as init_cfg, or load through mmengine's runner with "
         "custom_hooks=[dict(type='ConvNeXtLoadHook')], which unwraps whole files"
     )
 
 
 def _misfit(wanted: Wanted, backbone: Backbone, missing: list[str], unknown: list[str], differing: list[str]) -> str:
-    parts = [f'these weights do not fit the ConvNeXt{_at(wanted)}']
+    parts = [f'these weights do not fit the {wanted.family}{_at(wanted)}']
     for title, names in (
         ('tensors of the model are not in the file', missing),
         ('tensors of the file are not in the model', unknown),
@@ -214,7 +233,7 @@ def _advice(wanted: Wanted, backbone: Backbone) -> str:
     """What the file looks like beside what the model is, and the arguments to change."""
     of_file = arguments_of(backbone.tensors)
     of_model = _arguments_of_shapes(wanted.shapes)
-    of_model['arch'] = arch_name(wanted.depths, wanted.channels)  # with the stages that out_indices leaves out
+    of_model['arch'] = wanted.arch  # with the stages that out_indices leaves out
     text = (
         f': the file ({backbone.dialect.name} names, prefix {backbone.prefix!r}) looks like '
         f'{as_written({"arch": of_file["arch"]})}, the model is {as_written({"arch": of_model["arch"]})}; '
@@ -236,13 +255,14 @@ def _summary(
     changes: list[str],
     unused_prefixes: Sequence[str],
 ) -> str:
-    arch = arch_name(wanted.depths, wanted.channels)
+    arch = wanted.arch
     model = arch if isinstance(arch, str) else as_written({'arch': arch}).removeprefix('arch=')
     article = 'an' if backbone.dialect.name[0] in 'aeho' else 'a'
     prefix = f' (prefix {backbone.prefix!r})' if backbone.prefix else ''
     expected = len([name for name in wanted.shapes if name.split('.')[0] not in new_norms])
     parts = [
-        f'ConvNeXt {model}: {len(given)} of {expected} tensors from {article} {backbone.dialect.name} file{prefix}'
+        f'{wanted.family} {model}: {len(given)} of {expected} tensors '
+        f'from {article} {backbone.dialect.name} file{prefix}'
     ]
 
     dtypes = {str(value.dtype).removeprefix('torch.') for value in given.values()} - {'float32'}
@@ -261,7 +281,7 @@ def _summary(
 
 
 def arguments_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The arguments of ConvNeXt that weights under our names ask for."""
+    """The arguments of ConvNeXt or ConvNeXtIsotropic that weights under our names ask for."""
     return _arguments_of_shapes({name: tuple(value.shape) for name, value in tensors.items()})
 
 
@@ -270,10 +290,10 @@ def _arguments_of_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     widths: dict[int, int] = {}
     has_grn = has_layer_scale = False
     for name, shape in shapes.items():
-        block = re.match(r'stages\.(\d)\.(\d+)\.(.+)', name)
+        block = re.match(r'(?:stages\.(\d)|blocks)\.(\d+)\.(.+)', name)
         if block is None:
             continue
-        stage = int(block[1])
+        stage = int(block[1] or 0)
         blocks.setdefault(stage, set()).add(int(block[2]))
         if block[3] in ('dwconv.bias', 'norm.weight', 'norm.bias', 'pwconv2.bias'):
             widths[stage] = math.prod(shape)
@@ -282,12 +302,22 @@ def _arguments_of_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     stages = sorted(blocks)
     depths = tuple(len(blocks[stage]) for stage in stages)
     channels = tuple(widths.get(stage, 0) for stage in stages)
-    arguments: dict[str, Any] = {
-        'arch': arch_name(depths, channels),
+    layer_scale = 1.0 if has_layer_scale else 0
+    if any(name.startswith('blocks.') for name in shapes):
+        arguments: dict[str, Any] = {
+            'arch': _arch(ISOTROPIC, depths, channels),
+            'layer_scale_init_value': layer_scale,
+        }
+        stem = shapes.get(STEMS[ISOTROPIC], ())
+        if len(stem) == 4:
+            arguments.update(in_channels=stem[1])
+        return arguments
+    arguments = {
+        'arch': _arch(STAGED, depths, channels),
         'use_grn': has_grn,
-        'layer_scale_init_value': 1.0 if has_layer_scale else 0,
+        'layer_scale_init_value': layer_scale,
     }
-    stem, kernel = shapes.get(STEM, ()), shapes.get('stages.0.0.dwconv.weight', ())
+    stem, kernel = shapes.get(STEMS[STAGED], ()), shapes.get('stages.0.0.dwconv.weight', ())
     if len(stem) == 4:
         arguments.update(in_channels=stem[1], stem_patch_size=stem[2])
     if len(kernel) == 4:
@@ -295,12 +325,18 @@ def _arguments_of_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     return arguments
 
 
+def _arch(family: str, depths: Shape, channels: Shape) -> str | dict[str, Any]:
+    if family == ISOTROPIC:
+        return isotropic_arch_name(depths[0], channels[0])
+    return arch_name(depths, channels)
+
+
 def as_written(arguments: Mapping[str, Any]) -> str:
     """Write arguments as they stand in a config."""
     parts = []
     for key, value in arguments.items():
         if isinstance(value, dict):
-            lists = {name: list(numbers) for name, numbers in value.items()}
+            lists = {name: list(part) if isinstance(part, tuple) else part for name, part in value.items()}
             parts.append(f'{key}=dict({as_written(lists)})')
         else:
             parts.append(f'{key}={value!r}')
