@@ -11,10 +11,17 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from convnext_dense.archs import DEFAULT_KERNEL_SIZE, NUM_STAGES, resolve_arch
+from convnext_dense.archs import (
+    DEFAULT_KERNEL_SIZE,
+    NUM_STAGES,
+    arch_name,
+    resolve_arch,
+    resolve_kernel_sizes,
+    variant_arguments,
+)
 from convnext_dense.errors import UserError
 from convnext_dense.models.block import Block, resolve_memory
-from convnext_dense.models.layers import DilatedDownsample, LayerNorm2d
+from convnext_dense.models.layers import STEMS, build_downsample, build_stem, resolve_activation, resolve_norm
 from convnext_dense.models.loading import PretrainedModule
 from convnext_dense.models.staged import StagedBackbone, linear_rates
 from convnext_dense.weights.dialects import STAGED
@@ -29,7 +36,9 @@ class ConvNeXt(PretrainedModule, StagedBackbone):
     layer decay are those of :class:`StagedBackbone`.
 
     Args:
-        arch: A name in :data:`ARCHS`, or a dict of ``depths`` and ``channels`` (or ``dims``), four numbers each.
+        arch: A name in :data:`ARCHS` or, with arguments that hold where they are not given here, in
+            :data:`~convnext_dense.archs.VARIANTS`; or a dict of ``depths`` and ``channels`` (or ``dims``), four numbers
+            each.
         in_channels: Channels of the input image. Weights for 3 are adapted to another number as in timm: their sum for
             1, repeated red, green, blue for more.
         out_indices: The stages to output, ascending; an int, a list or a tuple. Negative ones count from the last
@@ -49,11 +58,18 @@ class ConvNeXt(PretrainedModule, StagedBackbone):
         output_stride: Largest stride of the features: 8, 16 or 32, which None is too (4 is possible, and slow). Stages
             that would be coarser keep their size and dilate their kernels instead, as in DeepLab (arXiv 1706.05587,
             section 3.1); the weights stay as they are.
-        kernel_size: Side of the depthwise kernels, odd. Weights of another size are interpolated where it is not 7.
-        norm_cfg: ``dict(type='LN2d', eps=...)`` as in mmpretrain; None is an eps of 1e-6.
-        act_cfg: ``dict(type='GELU')`` as in mmpretrain, or None, which is the same.
+        kernel_size: Side of the depthwise kernels, odd, or one for each stage; None is that of the arch, 7 officially.
+            Weights of another size are interpolated where it is not 7.
+        norm_cfg: ``dict(type='LN2d', eps=...)`` as in mmpretrain, or with type ``'RMSNorm'`` or ``'SimpleNorm'``; None
+            is that of the arch, officially LayerNorm with an eps of 1e-6.
+        act_cfg: ``dict(type='GELU')`` as in mmpretrain, with ``approximate='tanh'``, or ``dict(type='SiLU')``; None is
+            that of the arch, GELU officially.
         linear_pw_conv: As in mmpretrain; a Linear and a 1x1 convolution are the same function, ours is the Linear.
         gap_before_final_norm: Must be False: a pooled vector is no feature map.
+        stem: ``'patch'`` (official), or one of timm's overlapping stems, two 3x3 convolutions of stride 2:
+            ``'overlap'``, ``'overlap_tiered'`` (half the channels between them), ``'overlap_act'`` (an activation
+            between them). None is that of the arch.
+        conv_bias: Build the biases of all convolutions; the Linears of the blocks have theirs in any case.
         pretrained: A weight file, short for ``init_cfg=dict(type='Pretrained', checkpoint=...)``: a path, URL,
             ``hf-hub:org/name``, ``timm:name`` or the short name of an official file, in any format of the README.
         init_cfg: mmengine's initialisation config. Without it: a normal of 0.02 for every convolution and
@@ -81,11 +97,13 @@ class ConvNeXt(PretrainedModule, StagedBackbone):
         memory: str | None = None,
         stem_patch_size: int = 4,
         output_stride: int | None = None,
-        kernel_size: int = DEFAULT_KERNEL_SIZE,
+        kernel_size: int | Sequence[int] | None = None,
         norm_cfg: dict | None = None,
         act_cfg: dict | None = None,
         linear_pw_conv: bool = True,
         gap_before_final_norm: bool = False,
+        stem: str | None = None,
+        conv_bias: bool = True,
         pretrained: str | None = None,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
@@ -101,21 +119,17 @@ class ConvNeXt(PretrainedModule, StagedBackbone):
                 'gap_before_final_norm=True makes a pooled vector for classification, a dense predictor '
                 'needs feature maps: set gap_before_final_norm=False or leave it out'
             )
-        norm = dict(norm_cfg or dict(type='LN2d'))
-        eps = norm.pop('eps', 1e-6)
-        if norm not in (dict(type='LN2d'), dict(type='LN')):
-            raise UserError(
-                f"ConvNeXt normalises by LayerNorm, found norm_cfg={norm_cfg}: use dict(type='LN2d', "
-                'eps=1e-6) or leave it out'
-            )
-        if act_cfg not in (None, dict(type='GELU')):
-            raise UserError(
-                f"ConvNeXt activates by GELU, found act_cfg={act_cfg}: use dict(type='GELU') or leave it out"
-            )
-        if type(kernel_size) is not int or kernel_size < 1 or kernel_size % 2 == 0:
-            raise UserError(
-                f'ConvNeXt needs an odd kernel_size, found {kernel_size}: the official one is {DEFAULT_KERNEL_SIZE}'
-            )
+        variant = variant_arguments(arch)
+        stem = stem or variant.get('stem', 'patch')
+        self.norm_cfg = norm_cfg or variant.get('norm_cfg') or dict(type='LN2d')
+        self.act_cfg = act_cfg or variant.get('act_cfg') or dict(type='GELU')
+        kernel_sizes = resolve_kernel_sizes(kernel_size or variant.get('kernel_size', DEFAULT_KERNEL_SIZE))
+        norm, norm2d = resolve_norm(self.norm_cfg)
+        act = resolve_activation(self.act_cfg)
+        if stem not in STEMS:
+            raise UserError(f'ConvNeXt has no stem={stem!r}: use one of {", ".join(STEMS)}')
+        if stem != 'patch' and stem_patch_size != 4:
+            raise UserError(f'stem={stem!r} has a stride of 4, found stem_patch_size={stem_patch_size}: leave it out')
         strides = [stem_patch_size * 2**i for i in range(NUM_STAGES)]
         if output_stride not in (None, *strides):
             raise UserError(
@@ -124,16 +138,17 @@ class ConvNeXt(PretrainedModule, StagedBackbone):
         built_strides = tuple(min(stride, output_stride or stride) for stride in strides)
         depths, channels = resolve_arch(arch)
         super().__init__(depths, out_indices, drop_path_rate, frozen_stages, built_strides, init_cfg)
+        self.arch = arch.lower() if isinstance(arch, str) else arch_name(depths, channels)
         self.channels = channels
-        self.kernel_size = kernel_size
+        self.kernel_sizes = kernel_sizes
 
         drop_path_rates = linear_rates(drop_path_rate, sum(self.depths))
         for i in range(self.num_built):
             dilation = strides[i] // self.strides[i]
             if i == 0:
-                downsample = self._stem(in_channels, stem_patch_size, eps)
+                downsample = build_stem(stem, in_channels, channels[0], stem_patch_size, norm2d, act, conv_bias)
             else:
-                downsample = self._downsample(i, dilation, eps)
+                downsample = build_downsample(channels[i - 1], channels[i], dilation, norm2d, conv_bias)
             self.downsample_layers.append(downsample)
             blocks = []
             for _ in range(self.depths[i]):
@@ -142,15 +157,18 @@ class ConvNeXt(PretrainedModule, StagedBackbone):
                     drop_path_rates.pop(0),
                     layer_scale_init_value,
                     use_grn,
-                    eps,
-                    kernel_size,
-                    dilation,
-                    memory,
+                    eps=0.0,
+                    kernel_size=kernel_sizes[i],
+                    dilation=dilation,
+                    memory=memory,
+                    norm=norm,
+                    act=act,
+                    conv_bias=conv_bias,
                 )
                 blocks.append(block)
             self.stages.append(nn.Sequential(*blocks))
         for i in self.out_indices:
-            self.add_module(f'norm{i}', LayerNorm2d(self.channels[i], eps=eps))
+            self.add_module(f'norm{i}', norm2d(self.channels[i]))
 
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -160,24 +178,13 @@ class ConvNeXt(PretrainedModule, StagedBackbone):
                     nn.init.zeros_(module.bias)
         self.freeze_stages()
 
-    def _stem(self, in_channels: int, patch_size: int, eps: float) -> nn.Sequential:
-        conv = nn.Conv2d(in_channels, self.channels[0], patch_size, patch_size)
-        return nn.Sequential(conv, LayerNorm2d(self.channels[0], eps=eps))
-
-    def _downsample(self, stage: int, dilation: int, eps: float) -> nn.Sequential:
-        """LayerNorm and the 2x2 convolution before a stage; ``dilation`` is that of the stage's blocks."""
-        before, width = self.channels[stage - 1], self.channels[stage]
-        conv = nn.Conv2d(before, width, 2, 2) if dilation == 1 else DilatedDownsample(before, width, dilation // 2)
-        return nn.Sequential(LayerNorm2d(before, eps=eps), conv)
-
     def wanted_weights(self, place: str = '') -> Wanted:
         return Wanted(
             family=STAGED,
             shapes=self.shapes_of_parameters(),
             dtype=next(self.parameters()).dtype,
-            depths=self.depths,
-            channels=self.channels,
-            kernel_size=self.kernel_size,
+            arch=self.arch,
+            kernel_sizes=self.kernel_sizes,
             out_indices=self.out_indices,
             place=place,
         )

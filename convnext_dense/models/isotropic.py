@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from convnext_dense.archs import DEFAULT_KERNEL_SIZE, resolve_isotropic_arch
+from convnext_dense.archs import DEFAULT_KERNEL_SIZE, isotropic_arch_name, resolve_isotropic_arch
 from convnext_dense.errors import UserError
 from convnext_dense.models.block import Block, resolve_memory
 from convnext_dense.models.fusion_rule import is_transformed
@@ -98,9 +98,8 @@ class ConvNeXtIsotropic(PretrainedModule):
             family=ISOTROPIC,
             shapes=self.shapes_of_parameters(),
             dtype=next(self.parameters()).dtype,
-            depths=(self.depth,),
-            channels=self.channels,
-            kernel_size=self.kernel_size,
+            arch=isotropic_arch_name(self.depth, self.channels[0]),
+            kernel_sizes=(self.kernel_size,),
             out_indices=self.out_indices,
             place=place,
         )

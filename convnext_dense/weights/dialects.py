@@ -12,8 +12,9 @@ from torch import Tensor
 # The two kinds of networks: four stages, or blocks of one width (by the names of our classes).
 STAGED, ISOTROPIC = 'ConvNeXt', 'ConvNeXtIsotropic'
 
-# The placeholders of the tables: stage, stage behind a downsampling, block, 0 or 1 in a pair of layers, parameter.
-PLACEHOLDERS = {'s': '[0-3]', 'd': '[1-3]', 'b': r'\d{1,3}', 'k': '[01]', 'p': 'weight|bias'}
+# The placeholders of the tables: layer of the stem, stage, stage behind a downsampling, block, 0 or 1 in a pair of
+# layers, parameter.
+PLACEHOLDERS = {'n': '[0-3]', 's': '[0-3]', 'd': '[1-3]', 'b': r'\d{1,3}', 'k': '[01]', 'p': 'weight|bias'}
 
 
 @dataclass(frozen=True)
@@ -93,14 +94,14 @@ def _grn_4d(value: Tensor) -> Tensor:
     return value.view(1, 1, 1, -1)
 
 
-_STEM = ('downsample_layers.0.{k}.{p}', 'downsample_layers.0.{k}.{p}')
+_STEM = ('downsample_layers.0.{n}.{p}', 'downsample_layers.0.{n}.{p}')
 
 _DOWNSAMPLE = ('downsample_layers.{d}.{k}.{p}', 'downsample_layers.{d}.{k}.{p}')
 
 _OUTPUT_NORM = ('norm{s}.{p}', 'norm{s}.{p}')
 
 _TIMM = (
-    ('downsample_layers.0.{k}.{p}', 'stem.{k}.{p}'),
+    ('downsample_layers.0.{n}.{p}', 'stem.{n}.{p}'),
     ('downsample_layers.{d}.{k}.{p}', 'stages.{d}.downsample.{k}.{p}'),
     *_block(
         'stages.{s}.blocks.{b}', 'conv_dw', 'norm', 'mlp.fc1', 'mlp.fc2', 'gamma', ('mlp.grn.weight', 'mlp.grn.bias')

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convnext_dense.archs import DEFAULT_KERNEL_SIZE, arch_name, isotropic_arch_name
+from convnext_dense.archs import DEFAULT_KERNEL_SIZE, VARIANTS, arch_name, isotropic_arch_name
 from convnext_dense.errors import UserError
 from convnext_dense.weights.dialects import ISOTROPIC, STAGED
 from convnext_dense.weights.find import Backbone, choose, find_backbones, tensors_of
@@ -31,9 +31,8 @@ class Wanted:
         family: :data:`~convnext_dense.weights.dialects.STAGED` or ``ISOTROPIC``.
         shapes: Shape of each of its parameters, by name.
         dtype: Type of its parameters.
-        depths, channels: Of all four stages of its arch, also of those that are not built; of an isotropic one, one
-            number each.
-        kernel_size: Side of its depthwise kernels.
+        arch: Its arch as an argument of the model, with the stages that are not built.
+        kernel_sizes: Sides of the depthwise kernels of each stage.
         out_indices: The stages that it outputs.
         place: Where it is in the model around it, such as ``backbone.``, for messages.
     """
@@ -41,16 +40,10 @@ class Wanted:
     family: str
     shapes: Mapping[str, Shape]
     dtype: torch.dtype
-    depths: Shape
-    channels: Shape
-    kernel_size: int
+    arch: str | dict[str, Any]
+    kernel_sizes: Shape
     out_indices: Shape
     place: str = ''
-
-    @property
-    def arch(self) -> str | dict[str, Any]:
-        """The arch as an argument of the model."""
-        return _arch(self.family, self.depths, self.channels)
 
     def is_left_out(self, name: str) -> bool:
         """Whether a tensor belongs to a stage or an output norm that ``out_indices`` leaves out."""
@@ -169,15 +162,14 @@ def _adapt(wanted: Wanted, given: dict[str, Tensor]) -> tuple[dict[str, Tensor],
     if stem is not None and stem.ndim == 4 and stem.shape[1] == 3 != channels:
         given[stem_name] = _stem_for(stem, channels)
         changes.append(f'the stem is adapted from 3 to {channels} input channels')
-    side = wanted.kernel_size
-    if side == DEFAULT_KERNEL_SIZE:
-        return given, changes
-    sides_before = set()
+    sides = set()  # before, after
     for name, kernel in given.items():
-        if name.endswith('.dwconv.weight') and kernel.ndim == 4 and kernel.shape[2] == kernel.shape[3] != side:
-            sides_before.add(kernel.shape[2])
+        block = re.match(r'stages\.(\d)\.\d+\.dwconv\.weight', name)
+        side = wanted.kernel_sizes[int(block[1])] if block else DEFAULT_KERNEL_SIZE
+        if side != DEFAULT_KERNEL_SIZE and kernel.ndim == 4 and kernel.shape[2] == kernel.shape[3] != side:
+            sides.add((kernel.shape[2], side))
             given[name] = _resized(kernel, side)
-    for before in sorted(sides_before):
+    for before, side in sorted(sides):
         changes.append(f'depthwise kernels are interpolated from {before}x{before} to {side}x{side}')
     return given, changes
 
@@ -287,6 +279,7 @@ def arguments_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _arguments_of_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     blocks: dict[int, set[int]] = {}
+    kernel_sizes: dict[int, int] = {}
     widths: dict[int, int] = {}
     has_grn = has_layer_scale = False
     for name, shape in shapes.items():
@@ -295,6 +288,8 @@ def _arguments_of_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
             continue
         stage = int(block[1] or 0)
         blocks.setdefault(stage, set()).add(int(block[2]))
+        if block[3] == 'dwconv.weight' and len(shape) == 4:
+            kernel_sizes.setdefault(stage, shape[2])
         if block[3] in ('dwconv.bias', 'norm.weight', 'norm.bias', 'pwconv2.bias'):
             widths[stage] = math.prod(shape)
         has_grn = has_grn or '.grn.' in name
@@ -305,7 +300,7 @@ def _arguments_of_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     layer_scale = 1.0 if has_layer_scale else 0
     if any(name.startswith('blocks.') for name in shapes):
         arguments: dict[str, Any] = {
-            'arch': _arch(ISOTROPIC, depths, channels),
+            'arch': isotropic_arch_name(depths[0], channels[0]),
             'layer_scale_init_value': layer_scale,
         }
         stem = shapes.get(STEMS[ISOTROPIC], ())
@@ -313,22 +308,62 @@ def _arguments_of_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
             arguments.update(in_channels=stem[1])
         return arguments
     arguments = {
-        'arch': _arch(STAGED, depths, channels),
+        'arch': arch_name(depths, channels),
         'use_grn': has_grn,
         'layer_scale_init_value': layer_scale,
     }
-    stem, kernel = shapes.get(STEMS[STAGED], ()), shapes.get('stages.0.0.dwconv.weight', ())
+    stem = shapes.get(STEMS[STAGED], ())
+    kind = _stem_of_shapes(shapes)
     if len(stem) == 4:
-        arguments.update(in_channels=stem[1], stem_patch_size=stem[2])
-    if len(kernel) == 4:
-        arguments.update(kernel_size=kernel[2])
+        arguments.update(in_channels=stem[1])
+    if len(stem) == 4 and kind == 'patch':
+        arguments.update(stem_patch_size=stem[2])
+    elif kind != 'patch':
+        arguments.update(stem=kind)
+    if kernel_sizes:
+        sizes = tuple(kernel_sizes[stage] for stage in sorted(kernel_sizes))
+        arguments.update(kernel_size=sizes if len(set(sizes)) > 1 else sizes[0])
+    has_block = 'stages.0.0.norm.weight' in shapes
+    if has_block and 'stages.0.0.norm.bias' not in shapes:
+        arguments.update(norm_cfg=dict(type='RMSNorm'))  # or SimpleNorm, which has the same tensors
+    if has_block and 'stages.0.0.dwconv.bias' not in shapes:
+        arguments.update(conv_bias=False)
+    return _as_variant(arguments, depths, channels)
+
+
+def _stem_of_shapes(shapes: Mapping[str, Shape]) -> str:
+    """The kind of stem: an overlapping one has two convolutions, with an activation between them or not."""
+    convs = {}
+    for position in range(3):
+        shape = shapes.get(f'downsample_layers.0.{position}.weight', ())
+        if len(shape) == 4:
+            convs[position] = shape
+    if len(convs) < 2:
+        return 'patch'
+    if 2 in convs:
+        return 'overlap_act'
+    second = convs[1]
+    return 'overlap' if second[0] == second[1] else 'overlap_tiered'
+
+
+def _as_variant(arguments: dict[str, Any], depths: Shape, channels: Shape) -> dict[str, Any]:
+    """Name the variant of timm that has these tensors, instead of the arguments that it sets.
+
+    Its eps and activation, which leave no trace in a file, come with the name.
+    """
+    visible = ('stem', 'kernel_size', 'norm_cfg')
+    for name, variant in VARIANTS.items():
+        if variant['arch'] != dict(depths=depths, channels=channels):
+            continue
+        has_bias = variant.get('norm_cfg', {}).get('type', 'LN2d') == 'LN2d'
+        if (
+            variant.get('stem', 'patch') == arguments.get('stem', 'patch')
+            and variant.get('kernel_size', DEFAULT_KERNEL_SIZE) == arguments.get('kernel_size', DEFAULT_KERNEL_SIZE)
+            and has_bias == ('norm_cfg' not in arguments)
+        ):
+            kept = {key: value for key, value in arguments.items() if key not in visible}
+            return {**kept, 'arch': name}
     return arguments
-
-
-def _arch(family: str, depths: Shape, channels: Shape) -> str | dict[str, Any]:
-    if family == ISOTROPIC:
-        return isotropic_arch_name(depths[0], channels[0])
-    return arch_name(depths, channels)
 
 
 def as_written(arguments: Mapping[str, Any]) -> str:
