@@ -4,28 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from convnext_dense.archs import TIMM_CONVOLUTIONS, VARIANTS
 from convnext_dense.errors import UserError
 from convnext_dense.models.convnext import ConvNeXt
-from convnext_dense.weights.dialects import DIALECTS
+from convnext_dense.models.isotropic import ConvNeXtIsotropic
+from convnext_dense.models.loading import PretrainedModule
+from convnext_dense.weights.dialects import DIALECTS, ISOTROPIC, STAGED
 from convnext_dense.weights.find import Backbone, choose, find_backbones, tensors_of
-from convnext_dense.weights.fit import arguments_of, as_written, fit_backbone
+from convnext_dense.weights.fit import STEMS, arguments_of, as_written, fit_backbone
 from convnext_dense.weights.safe_reading import read_file
 from convnext_dense.weights.sources import licence_of, read
+
+ISOTROPIC_STEM = STEMS[ISOTROPIC]
+OFFICIAL_ONLY = ('torchvision', 'hf', 'mmpretrain')  # these libraries have the official networks and no variants
+CLASSES: dict[str, type[PretrainedModule]] = {STAGED: ConvNeXt, ISOTROPIC: ConvNeXtIsotropic}
 
 # Name of the format: its dialect, and what is put around the tensors in a file of torch's own format.
 TARGETS: dict[str, tuple[str, Callable[[dict], dict]]] = {
     'ours': ('official', lambda state: {'state_dict': state}),
     'official': ('official', lambda state: {'model': state}),
     'timm': ('timm', dict),
+    # timm's convnext_tiny_hnf, and whatever else is built there with conv_mlp=True
+    'timm_conv': ('timm', dict),
     'torchvision': ('torchvision', dict),
     'hf': ('hf', dict),
     'mmpretrain': ('mmpretrain', lambda state: {'state_dict': {f'backbone.{name}': state[name] for name in state}}),
 }
-TIMM_CONVOLUTIONS = ('atto', 'femto', 'pico', 'nano')  # of these archs timm's pointwise layers are 1x1 convolutions
 
 
 def inspect(source: str, prefix: str | None = None, trust: bool = False) -> str:
@@ -74,6 +83,7 @@ def convert(source: str, out: Path, to: str, prefix: str | None = None, trust: b
     """
     chosen, unused = _find(source, prefix, trust)
     summary = fit_backbone(_model_for(chosen).wanted_weights(), chosen, unused).summary
+    _check_target(arguments_of(chosen.tensors), to)
     written, unnamed = _in_dialect(chosen.tensors, to)
     lost = [name for name in unnamed if not name.startswith('norm')]
     if lost:
@@ -101,22 +111,40 @@ def _find(source: str, prefix: str | None, trust: bool) -> tuple[Backbone, list[
     return chosen, [backbone.prefix for backbone in backbones if backbone is not chosen]
 
 
-def _model_for(chosen: Backbone) -> ConvNeXt:
-    """The ConvNeXt that the weights ask for, without memory of its own."""
+def _model_for(chosen: Backbone) -> PretrainedModule:
+    """The model that the weights ask for, without memory of its own."""
     with torch.device('meta'):
-        return ConvNeXt(**arguments_of(chosen.tensors))
+        return CLASSES[chosen.dialect.family](**arguments_of(chosen.tensors))
+
+
+def _check_target(arguments: dict[str, Any], to: str) -> None:
+    """Raise a UserError if the libraries behind a format have no such network: only timm has its own variants."""
+    beyond: dict[str, Any] = {key: arguments[key] for key in ('stem', 'norm_cfg', 'conv_bias') if key in arguments}
+    if arguments['arch'] in VARIANTS:
+        beyond.update(arch=arguments['arch'])
+    if beyond and to in OFFICIAL_ONLY:
+        raise UserError(
+            f'the {to} format has no ConvNeXt with {as_written(beyond)}: choose one of '
+            f'{", ".join(name for name in TARGETS if name not in OFFICIAL_ONLY)}'
+        )
 
 
 def _in_dialect(state: dict[str, Tensor], to: str) -> tuple[dict[str, Tensor], list[str]]:
     if to == 'ours':
         return state, []
+    if to == 'official' and ISOTROPIC_STEM in state:
+        return state, []  # the official names are ours
     written, unnamed = next(d for d in DIALECTS if d.name == TARGETS[to][0]).write(state)
-    if to == 'timm' and arguments_of(state)['arch'] in TIMM_CONVOLUTIONS:
+    if to == 'timm_conv' or (to == 'timm' and _is_convolutional_in_timm(arguments_of(state)['arch'])):
         written = {
             name: value[:, :, None, None] if '.mlp.fc' in name and value.ndim == 2 else value
             for name, value in written.items()
         }
     return written, unnamed
+
+
+def _is_convolutional_in_timm(arch: str | dict) -> bool:
+    return isinstance(arch, str) and arch.split('_')[0] in TIMM_CONVOLUTIONS
 
 
 def _save(out: Path, written: dict[str, Tensor], to: str, expected: dict[str, Tensor]) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from convnext_dense.engine.fsdp import is_sharded, state_of, whole_parameters
 from convnext_dense.errors import UserError
-from convnext_dense.models.convnext import FITTED, ConvNeXt
+from convnext_dense.models.loading import FITTED, PretrainedModule
 from convnext_dense.weights.dialects import WRAPPED_MODULES
 from convnext_dense.weights.find import Backbone, choose, find_backbones, is_second_choice, tensors_of
 from convnext_dense.weights.fit import fit_backbone
@@ -84,7 +84,7 @@ def fit_checkpoint(model: nn.Module, checkpoint: dict, whole_model: bool = False
     convnexts = {}  # by their places in the model without wrappers around its parts
     paths = {}  # of these, with wrappers
     for path, module in model.named_modules():
-        if isinstance(module, ConvNeXt):
+        if isinstance(module, PretrainedModule):
             place = WRAPPED_MODULES.sub('', f'{path}.' if path else '')
             convnexts[place], paths[place] = module, path
     if not paths:  # another model, loaded by mmengine
@@ -122,7 +122,7 @@ def fit_checkpoint(model: nn.Module, checkpoint: dict, whole_model: bool = False
     checkpoint['state_dict'] = state
 
 
-def _fit_one(module: ConvNeXt, place: str, backbone: Backbone) -> dict[str, Tensor]:
+def _fit_one(module: PretrainedModule, place: str, backbone: Backbone) -> dict[str, Tensor]:
     """The tensors for one ConvNeXt, with one line in the log."""
     # The prefix is that of the whole model: the line is the same for every way of loading.
     fitted = fit_backbone(module.wanted_weights(place), replace(backbone, prefix=''))

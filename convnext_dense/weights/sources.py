@@ -73,11 +73,6 @@ def fetch(source: str) -> Path:
     """
     path = Path(source).expanduser()
     name = Path(urlsplit(source).path).name
-    if name.startswith('convnext_iso_'):
-        raise UserError(
-            f'{source} holds an isotropic ConvNeXt, an architecture without stages that this package does '
-            f'not have: take another one, such as {next(iter(official_files()))}'
-        )
     if path.is_file():
         return path
     if source.startswith(('hf-hub:', 'timm:')):

@@ -8,9 +8,9 @@ from functools import partial
 import pytest
 import torch
 from mmengine.runner import CheckpointLoader
-from weights_helpers import MICRO, V2, fill, imagenet, official_layout, runner_of, zip_bytes
+from weights_helpers import MICRO, V2, fill, imagenet, isotropic_layout, official_layout, runner_of, zip_bytes
 
-from convnext_dense import ConvNeXt, UserError
+from convnext_dense import ConvNeXt, ConvNeXtIsotropic, UserError
 from convnext_dense.weights.sources import check_source, fetch, official_files
 
 
@@ -107,8 +107,19 @@ def test_short_name_by_load_from(folder, tmp_path, logged):
         'https://dl.fbaipublicfiles.com/convnext/convnext_iso_base_1k_224_ema.pth',
     ],
 )
-def test_isotropic_files_are_refused_by_name(source):
-    with pytest.raises(UserError, match='holds an isotropic ConvNeXt, an architecture without stages'):
+def test_isotropic_files_by_name(source, folder, logged):
+    state = fill(isotropic_layout(depth=2, width=8))
+    name = source.split('/')[-1].removesuffix('.pth')
+    torch.save({'model': state}, folder / f'{name}.pth')
+    pretrained = dict(type='Pretrained', checkpoint=source)
+    model = ConvNeXtIsotropic(dict(depth=2, channels=8), layer_scale_init_value=1.0, init_cfg=pretrained)
+    model.init_weights()
+    assert torch.equal(model.blocks[1].gamma, state['blocks.1.gamma'])
+    assert logged == [
+        'ConvNeXtIsotropic dict(depth=2, channels=8): 20 of 20 tensors from an official isotropic file (prefix '
+        "'model.'); norm0 start new, as they must for ImageNet weights; licence of these weights: MIT"
+    ]
+    with pytest.raises(UserError, match='these weights are those of a ConvNeXtIsotropic, arch=dict.* the model is a'):
         ConvNeXt(MICRO, pretrained=source).init_weights()
 
 
