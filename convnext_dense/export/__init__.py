@@ -15,7 +15,6 @@ from convnext_dense.export.features import (
     load_features,
 )
 from convnext_dense.export.files import write_onnx, write_openvino
-from convnext_dense.export.load import load_model
 from convnext_dense.export.model import export_model
 from convnext_dense.export.proof import prove
 from convnext_dense.export.whole import FAMILIES, WholeModel, whole_model
@@ -31,7 +30,6 @@ __all__ = [
     'export_model',
     'export_onnx',
     'load_features',
-    'load_model',
     'prove',
     'whole_model',
     'write_onnx',

@@ -152,7 +152,7 @@ def _compare_with_toolkit(
     mask_threshold = None
     if 'masks' in wanted:
         mask_threshold = float(model.test_cfg['rcnn']['mask_thr_binary'])
-    for sample, ours in zip(_toolkit(model, image), _by_image(wanted), strict=True):
+    for sample, ours in zip(toolkit_samples(model, image), _by_image(wanted), strict=True):
         instances = sample.pred_instances
         theirs = dict(boxes=instances.bboxes.numpy(), scores=instances.scores.numpy(), labels=instances.labels.numpy())
         pairs = _compare(ours, theirs, threshold, proof, 'the module', "the toolkit's model")
@@ -278,7 +278,7 @@ def _prove_segmentor(model: Any, whole: WholeModel, session: Session, images: li
             wanted = _as_numpy(whole(image))
             found = _run(session, image, whole.output_names)
             _check_finite(found)
-            theirs = _toolkit(model, image)
+            theirs = toolkit_samples(model, image)
             labels = np.stack([sample.pred_sem_seg.data[0].numpy() for sample in theirs])
             if model.decode_head.out_channels == 1:
                 logits = wanted['logits']  # the toolkit keeps probabilities only
@@ -315,8 +315,8 @@ def _compare_maps(
 # Both
 
 
-def _toolkit(model: Any, image: Any) -> list[Any]:
-    """Return the data samples of the toolkit's own ``test_step`` for a batch of RGB images."""
+def toolkit_samples(model: Any, image: Any) -> list[Any]:
+    """Return the data samples of the toolkit's own ``test_step`` for RGB images (N, 3, H, W), 0 to 255."""
     bgr = image.flip(1).to(torch.uint8)
     height, width = image.shape[-2:]
     meta = dict(ori_shape=(height, width), img_shape=(height, width), scale_factor=(1.0, 1.0))

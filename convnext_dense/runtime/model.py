@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from convnext_dense.errors import UserError
-from convnext_dense.images import read_image, resize_bilinear, resize_image
+from convnext_dense.images import Images, images_of, read_image, resize_bilinear, resize_image
 from convnext_dense.results import Detections, LabelMap, Result
 from convnext_dense.runtime.metadata import parse
 from convnext_dense.runtime.sessions import Session, open_session
@@ -30,7 +29,7 @@ class Model:
 
     Example::
 
-        for result in Model('mask_rcnn.onnx')(['street.jpg']):
+        for result in Model('mask_rcnn.onnx')('street.jpg'):
             print(result.names[result.labels[0]], result.boxes[0], result.scores[0])
 
     Raises:
@@ -44,18 +43,16 @@ class Model:
         self.metadata = parse(self.session.metadata, path)
         self.names: list[str] = self.metadata['names']
 
-    def __call__(self, images: Iterable[str | Path | np.ndarray]) -> list[Result]:
+    def __call__(self, images: Images) -> list[Result]:
         """Return a result for each image.
 
         Args:
-            images: Files, or arrays (height, width, 3), RGB uint8.
+            images: A file, a folder or an array (height, width, 3), RGB uint8; or several of them.
 
         Raises:
             UserError: A file cannot be read as an image, or an array is none.
         """
-        if isinstance(images, (str, Path)) or getattr(images, 'ndim', 4) == 3:
-            raise UserError('found one image, a list of images was wanted: write [image]')
-        return [self.predict(_as_array(image)) for image in images]
+        return [self.predict(_as_array(image)) for image in images_of(images)]
 
     def predict(self, image: np.ndarray) -> Result:
         """Return the result for one image (height, width, 3), RGB uint8."""
@@ -202,15 +199,9 @@ def _mask_samples(start: float, end: float, length: int, side: int) -> tuple[sli
     return slice(first, max(last, first)), low, low + 1, (position - low).astype(np.float32)
 
 
-def _as_array(image: str | Path | np.ndarray) -> np.ndarray:
-    if isinstance(image, np.ndarray):
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise UserError(f'an image is (height, width, 3) RGB uint8, found {image.shape} {image.dtype}: convert it')
-        return image
-    path = Path(image)
-    if not path.is_file():
-        raise UserError(f'there is no image {path}: check the path')
-    found = read_image(path)
-    if found is None:
-        raise UserError(f'{path} could not be read as an image: check the file')
-    return found
+def _as_array(image: Path | np.ndarray) -> np.ndarray:
+    if isinstance(image, Path):
+        return read_image(image)
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise UserError(f'an image is (height, width, 3) RGB uint8, found {image.shape} {image.dtype}: convert it')
+    return image

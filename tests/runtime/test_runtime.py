@@ -68,6 +68,8 @@ def test_detections_in_pixels_of_the_original(monkeypatch):
     assert session.image.shape == (1, 3, 32, 16) and session.image.dtype == np.float32
     assert result.boxes.tolist() == [[8, 16, 24, 48], [0, 0, 32, 64]], 'twice as large, and inside of the image'
     assert result.labels.tolist() == [1, 0] and result.names == ['cat', 'dog']
+    assert len(model_of(session, monkeypatch)(np.zeros((2, 64, 32, 3), np.uint8))) == 2, 'a batch'
+    assert len(model_of(session, monkeypatch)(np.zeros((64, 32, 3), np.uint8))) == 1, 'one image'
     # The left half of the box, without 6 pixels at each of its ends, where the mask fades out on two sides.
     assert result.masks[0].sum() == 8 * 32 - 2 * 6 and result.masks[0, 18:46, 8:16].all()
 
@@ -171,8 +173,6 @@ def test_refusals(tmp_path, monkeypatch):
     with pytest.raises(UserError, match='has metadata of format 2, 1 was wanted'):
         model_of(FixedOutputs(dict(format=2)), monkeypatch)
     model = model_of(detections(), monkeypatch)
-    with pytest.raises(UserError, match='found one image, a list of images was wanted'):
-        model(np.zeros((4, 4, 3), np.uint8))
     with pytest.raises(UserError, match=r'found \(4, 4\) uint8'):
         model([np.zeros((4, 4), np.uint8)])
 
@@ -238,9 +238,12 @@ def test_command_without_torch_and_opencv(small_file, tmp_path):
         tmp_path / 'out',
     )
     assert done.returncode == 1, done.stderr
-    sentence = f'error: 1 files could not be read as images and were skipped: {pictures}/broken.jpg'
+    sentence = f'error: 1 of 2 images were skipped, for the reasons above: {pictures}/broken.jpg'
     assert done.stderr.strip().splitlines()[-1] == sentence
-    assert done.stdout == f'predictions for 1 of 2 images are in {tmp_path}/out\n'
+    assert done.stdout.splitlines() == [
+        f'skipped: {pictures}/broken.jpg could not be read as an image: check the file',
+        f'predictions for 1 of 2 images are in {tmp_path}/out',
+    ]
     written = json.loads((tmp_path / 'out/predictions.json').read_text())
     assert [(one['category_id'], one['bbox'], one['area']) for one in written['annotations']] == [
         (2, [0.0, 0.0, 8.0, 16.0], 8 * 16 - 4)
