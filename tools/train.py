@@ -18,6 +18,13 @@ def main() -> None:
         metavar='CHECKPOINT',
         help='continue from this checkpoint; without a path, from the last one in the work folder',
     )
+    parser.add_argument(
+        '--skip-nonfinite',
+        type=int,
+        default=0,
+        metavar='N',
+        help='skip up to N steps in a row whose loss or gradients are NaN or infinite; default 0: stop at the first',
+    )
     args = parser.parse_args()
 
     from convnext_dense.run.options import errors_as_sentences

@@ -14,6 +14,7 @@ from mmengine.runner import CheckpointLoader
 
 from convnext_dense import mmcv_ops
 from convnext_dense.engine.cpu_amp import CPUAmpOptimWrapper
+from convnext_dense.engine.finite import FiniteModelHook, FiniteStepsHook
 from convnext_dense.engine.fsdp import ConvNeXtFSDPStrategy
 from convnext_dense.engine.inference_hook import PrepareForInferenceHook
 from convnext_dense.engine.layer_decay import ConvNeXtLayerDecayConstructor
@@ -60,7 +61,7 @@ def register_classes() -> None:
             PyramidAdapter,
             SimpleFeaturePyramid,
         ),
-        HOOKS: (ConvNeXtLoadHook, PrepareForInferenceHook),
+        HOOKS: (ConvNeXtLoadHook, FiniteModelHook, FiniteStepsHook, PrepareForInferenceHook),
         OPTIM_WRAPPERS: (CPUAmpOptimWrapper,),
         OPTIM_WRAPPER_CONSTRUCTORS: (ConvNeXtLayerDecayConstructor,),
         STRATEGIES: (ConvNeXtFSDPStrategy,),

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,14 +14,17 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 from mmengine.dist import is_distributed, is_main_process
+from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
+from convnext_dense.engine.durable import write_durably
+from convnext_dense.engine.finite import FiniteModelHook, FiniteStepsHook
 from convnext_dense.engine.inference_hook import PrepareForInferenceHook
 from convnext_dense.engine.load_hook import attach_load_hook
 from convnext_dense.errors import UserError
 from convnext_dense.run.machine import describe_operators, fit_to_machine
-from convnext_dense.run.metrics import MetricsHook, metrics_table
+from convnext_dense.run.metrics import MetricsHook, metrics_json, metrics_table
 from convnext_dense.run.options import DATA_VARIABLE, nested_dicts, read_config
 from convnext_dense.toolkits import check_toolkit
 from convnext_dense.weights.safe_reading import only_safe_loading
@@ -41,6 +43,7 @@ def train(
     amp: bool = False,
     auto_scale_lr: bool = False,
     resume: str | None = None,
+    skip_nonfinite: int = 0,
 ) -> None:
     """Train a detector or segmentor; print the metrics of the last validation and write them to ``metrics.json``.
 
@@ -53,6 +56,7 @@ def train(
         amp: Use mixed precision; in bfloat16 on CPUs, unless the config says otherwise.
         auto_scale_lr: Scale the learning rate linearly with the batch over all GPUs.
         resume: A checkpoint to continue from, or 'auto' for the last one in the work folder.
+        skip_nonfinite: How many steps in a row with a loss or gradient that is not finite are skipped; one more stops.
 
     Raises:
         UserError: A file does not exist, or an option does not go with the config.
@@ -78,7 +82,7 @@ def train(
     _check_data(cfg, 'train')
     if cfg.get('val_dataloader'):
         _check_data(cfg, 'val')
-    _run(cfg, launcher, 'train')
+    _run(cfg, launcher, 'train', [FiniteStepsHook(skip_nonfinite)])
 
 
 def test(
@@ -185,8 +189,8 @@ def _augment_segmentor(cfg: Config) -> None:
 
 
 @only_safe_loading()
-def _run(cfg: Config, launcher: str, task: Literal['train', 'test']) -> None:
-    """Run mmengine's runner, print the table of its metrics and write them to ``metrics.json``."""
+def _run(cfg: Config, launcher: str, task: Literal['train', 'test'], hooks: Sequence[Hook] = ()) -> None:
+    """Run mmengine's runner with our hooks, print the table of its metrics and write them to ``metrics.json``."""
     check_toolkit(cfg.get('default_scope') or 'mmengine')
     lines = [*describe_operators(), *fit_to_machine(cfg, launcher)]
     if launcher == 'pytorch' and get_device() == 'cpu' and not is_distributed():
@@ -201,7 +205,8 @@ def _run(cfg: Config, launcher: str, task: Literal['train', 'test']) -> None:
     kept = MetricsHook()
     runner.register_hook(kept)
     attach_load_hook(runner, whole_model=task == 'test')
-    runner.register_hook(PrepareForInferenceHook())
+    for hook in (*hooks, PrepareForInferenceHook(), FiniteModelHook()):
+        runner.register_hook(hook)
     getattr(runner, task)()
     if not is_main_process():
         return
@@ -209,7 +214,13 @@ def _run(cfg: Config, launcher: str, task: Literal['train', 'test']) -> None:
         print(f'\nnothing was evaluated in this run (iteration {runner.iter})')
         return
     path = Path(runner.work_dir) / 'metrics.json'
-    path.write_text(json.dumps({key: float(value) for key, value in kept.metrics.items()}, indent=2) + '\n')
+    text, undefined = metrics_json(kept.metrics)
+    write_durably(path, text)
+    if undefined:
+        print(
+            f'\nnot defined, null in {path.name}: {", ".join(undefined)} (nothing to measure it on, as for a class '
+            'that no label of the split has)'
+        )
     print(f'\n{metrics_table(kept.metrics)}\n\nwritten to {path}')
 
 
