@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -18,11 +18,14 @@ from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
+from convnext_dense.data_check.loading_errors import name_paths_in_errors
+from convnext_dense.data_check.splits import innermost_datasets
 from convnext_dense.engine.durable import write_durably
 from convnext_dense.engine.finite import FiniteModelHook, FiniteStepsHook
 from convnext_dense.engine.inference_hook import PrepareForInferenceHook
 from convnext_dense.engine.load_hook import attach_load_hook
 from convnext_dense.errors import UserError
+from convnext_dense.run.data import prepare_data
 from convnext_dense.run.machine import describe_operators, fit_to_machine
 from convnext_dense.run.metrics import MetricsHook, metrics_json, metrics_table
 from convnext_dense.run.options import DATA_VARIABLE, nested_dicts, read_config
@@ -44,6 +47,8 @@ def train(
     auto_scale_lr: bool = False,
     resume: str | None = None,
     skip_nonfinite: int = 0,
+    data_check: bool = True,
+    decode: bool = False,
 ) -> None:
     """Train a detector or segmentor; print the metrics of the last validation and write them to ``metrics.json``.
 
@@ -57,6 +62,8 @@ def train(
         auto_scale_lr: Scale the learning rate linearly with the batch over all GPUs.
         resume: A checkpoint to continue from, or 'auto' for the last one in the work folder.
         skip_nonfinite: How many steps in a row with a loss or gradient that is not finite are skipped; one more stops.
+        data_check, decode: Check the data first, and decode every image in that; see
+            :func:`convnext_dense.data_check.check.check_data`.
 
     Raises:
         UserError: A file does not exist, or an option does not go with the config.
@@ -82,6 +89,7 @@ def train(
     _check_data(cfg, 'train')
     if cfg.get('val_dataloader'):
         _check_data(cfg, 'val')
+    prepare_data(cfg, ('train', 'val'), launcher, check=data_check, decode=decode)
     _run(cfg, launcher, 'train', [FiniteStepsHook(skip_nonfinite)])
 
 
@@ -96,11 +104,13 @@ def test(
     tta: bool = False,
     show_dir: str | None = None,
     out: str | None = None,
+    data_check: bool = True,
+    decode: bool = False,
 ) -> None:
     """Test a detector or segmentor; print its metrics and write them to ``metrics.json``.
 
     Args:
-        config, cfg_options, work_dir, launcher, local_rank: As for :func:`train`.
+        config, cfg_options, work_dir, launcher, local_rank, data_check, decode: As for :func:`train`.
         checkpoint: A file with every tensor of the model.
         tta: Use the multi-scale and flip test, see :func:`use_test_time_augmentation`.
         show_dir: Draw predictions beside ground truth into this folder.
@@ -119,6 +129,7 @@ def test(
     if out:
         _keep_predictions(cfg, out)
     _check_data(cfg, 'test')
+    prepare_data(cfg, ('test',), launcher, check=data_check, decode=decode)
     _run(cfg, launcher, 'test')
 
 
@@ -202,6 +213,7 @@ def _run(cfg: Config, launcher: str, task: Literal['train', 'test'], hooks: Sequ
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     if is_main_process():  # known only now
         print(*lines, sep='\n', flush=True)
+    name_paths_in_errors(runner)
     kept = MetricsHook()
     runner.register_hook(kept)
     attach_load_hook(runner, whole_model=task == 'test')
@@ -226,7 +238,7 @@ def _run(cfg: Config, launcher: str, task: Literal['train', 'test'], hooks: Sequ
 
 def _check_data(cfg: Config, split: str) -> None:
     """Raise UserError unless every local file and folder of a split exists, before a model is built."""
-    for dataset in _innermost_datasets(cfg[f'{split}_dataloader']['dataset']):
+    for _, dataset in innermost_datasets(cfg[f'{split}_dataloader']['dataset']):
         root = dataset.get('data_root') or ''
         sources = [dataset.get('ann_file'), *(dataset.get('data_prefix') or {}).values()]
         for source in sources:
@@ -239,19 +251,6 @@ def _check_data(cfg: Config, split: str) -> None:
                     'coco/ and ade/, or --cfg-options data_root=FOLDER; the README says how data are laid out and '
                     'how convnext_dense.sample_data makes a small set to try'
                 )
-
-
-def _innermost_datasets(dataset: Mapping) -> Iterator[Mapping]:
-    """Yield the data sets inside wrappers such as RepeatDataset and ConcatDataset."""
-    if dataset.get('datasets'):
-        wrapped = dataset['datasets']
-    elif 'dataset' in dataset:
-        wrapped = [dataset['dataset']]
-    else:
-        yield dataset
-        return
-    for part in wrapped:
-        yield from _innermost_datasets(part)
 
 
 def _draw_into(cfg: Config, folder: Path) -> None:
