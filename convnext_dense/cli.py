@@ -13,6 +13,7 @@ TOOLS = Path(__file__).resolve().parent / '.mim' / 'tools'
 # What each subcommand does, and the file in tools/ that does it.
 COMMANDS = {
     'dataset': ('dataset.py', 'look into labelled images, convert and split them'),
+    'new-config': ('new_config.py', 'write a config for your data'),
     'train': ('train.py', 'train a detector or segmentor'),
     'test': ('test.py', 'test a checkpoint'),
     'predict': ('predict.py', 'detect or segment in images'),
