@@ -16,6 +16,7 @@ pytest.importorskip('mmseg')
 USERS_TOOLS = (
     'tools/_arguments.py',
     'tools/convert_checkpoint.py',
+    'tools/dataset.py',
     'tools/demo.py',
     'tools/dist_test.sh',
     'tools/dist_train.sh',

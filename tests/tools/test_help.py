@@ -2,6 +2,7 @@
 
 import ast
 import re
+import runpy
 import subprocess
 import sys
 
@@ -39,6 +40,7 @@ def help_of(script: str, *options: str) -> tuple[str, int, list[str]]:
 def test_all_tools_are_found():
     assert TOOLS == [
         'convert_checkpoint.py',
+        'dataset.py',
         'demo.py',
         'export.py',
         'get_flops.py',
@@ -55,6 +57,18 @@ def test_help_imports_nothing_heavy(name):
     text, status, modules = help_of(f'tools/{name}')
     assert status == 0 and text.startswith(f'usage: {name}')
     assert 'argparse' in modules and not set(HEAVY) & set(modules)
+
+
+@pytest.mark.parametrize('options', [(), ('dataset',), ('dataset', 'convert'), ('train',)], ids=' '.join)
+def test_help_of_the_command(options):
+    text, status, modules = help_of('tools/convnext-dense', *options)
+    assert status == 0 and text.startswith(f'usage: {" ".join(("convnext-dense", *options))}')
+    assert not set(HEAVY) & set(modules)
+
+
+def test_commands_are_tools():
+    commands = runpy.run_path(str(ROOT / 'convnext_dense/cli.py'))['COMMANDS']
+    assert {file for file, _ in commands.values()} == {*TOOLS} - {'install_mmcv.py'}
 
 
 @pytest.mark.parametrize('options', [(), *((name,) for name in BENCHMARKS)], ids=' '.join)
