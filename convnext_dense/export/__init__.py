@@ -5,7 +5,7 @@ from the raw image to the result inside; :mod:`convnext_dense.export.whole` find
 """
 
 from convnext_dense.export import families  # noqa: F401  registers them
-from convnext_dense.export.evaluate import evaluate
+from convnext_dense.export.evaluate import evaluate, of_checkpoint, of_file
 from convnext_dense.export.features import (
     CHECKED_SHAPES,
     INSTALL,
@@ -30,6 +30,8 @@ __all__ = [
     'export_model',
     'export_onnx',
     'load_features',
+    'of_checkpoint',
+    'of_file',
     'prove',
     'whole_model',
     'write_onnx',

@@ -92,7 +92,7 @@ class Model:
         boxes = boxes / np.array([width / size[1], height / size[0]] * 2, np.float32)
         masks = None
         if with_masks:
-            masks = paste_masks(outputs[3][0][there], boxes, size) >= self.metadata['mask_threshold']
+            masks = paste_masks(outputs[3][0][there], boxes, size, self.metadata['mask_threshold'])
         return Detections(
             boxes, scores[there], labels[there], self.names, (size[0], size[1]), masks, self.metadata['palette']
         )
@@ -164,24 +164,26 @@ def windows(size: tuple[int, int], crop: tuple[int, int], stride: tuple[int, int
     return [(rows, columns) for rows in spans[0] for columns in spans[1]]
 
 
-def paste_masks(masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return probabilities of masks in the image, as mmdet's ``_do_paste_mask`` computes them.
+def paste_masks(masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int], threshold: float | None) -> np.ndarray:
+    """Return masks in the image, as mmdet's ``_do_paste_mask`` computes them.
 
     Args:
-        masks: (N, side, side) float32, over the boxes.
+        masks: (N, side, side) float32, probabilities over the boxes.
         boxes: (N, 4), x0, y0, x1, y1 in pixels of the image.
         size: Height and width of the image.
+        threshold: A pixel with at least this probability belongs to the mask; None keeps probabilities.
 
     Returns:
-        (N, height, width) float32; 0 outside of the boxes.
+        (N, height, width) bool, or float32 without a threshold; False or 0 outside of the boxes.
     """
-    pasted = np.zeros((len(masks), *size), np.float32)
+    pasted = np.zeros((len(masks), *size), np.float32 if threshold is None else bool)
     for i, (mask, box) in enumerate(zip(masks, boxes, strict=True)):
         rows, above, below, down = _mask_samples(box[1], box[3], size[0], mask.shape[0])
         columns, before, behind, across = _mask_samples(box[0], box[2], size[1], mask.shape[1])
         bordered = np.pad(mask.astype(np.float32), 1)  # zero outside
         lines = bordered[above] * (1 - down[:, None]) + bordered[below] * down[:, None]
-        pasted[i, rows, columns] = lines[:, before] * (1 - across) + lines[:, behind] * across
+        values = lines[:, before] * (1 - across) + lines[:, behind] * across
+        pasted[i, rows, columns] = values if threshold is None else values >= threshold
     return pasted
 
 

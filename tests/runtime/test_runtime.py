@@ -8,27 +8,14 @@ import sys
 import cv2
 import numpy as np
 import pytest
+from exported import DETECTION
 from helpers import ROOT
 
 import convnext_dense
 from convnext_dense import UserError
 from convnext_dense.results import Detections, LabelMap
 from convnext_dense.runtime import Model
-from convnext_dense.runtime.metadata import KEY
 from convnext_dense.runtime.model import paste_masks, resized_size, windows
-
-DETECTION = dict(
-    format=1,
-    task='detection',
-    names=['cat', 'dog'],
-    palette=[],
-    resize=dict(scale=[32, 32], keep_ratio=True),
-    size=None,
-    mean=None,
-    std=None,
-    score_threshold=0.05,
-    mask_threshold=0.5,
-)
 
 
 class FixedOutputs:
@@ -115,7 +102,8 @@ def test_masks_equal_mmdet():
     boxes = np.concatenate([corners.min(1), corners.max(1)], axis=1).clip(0, [50, 40, 50, 40])
     boxes = np.float32(boxes[(boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])])
     masks = generator.random((len(boxes), 28, 28)).astype(np.float32)
-    pasted = paste_masks(masks, boxes, (40, 50))
+    pasted = paste_masks(masks, boxes, (40, 50), None)
+    np.testing.assert_array_equal(paste_masks(masks, boxes, (40, 50), 0.5), pasted >= 0.5)
     for mask, box, found in zip(masks, boxes, pasted, strict=True):
         part, place = fcn_mask_head._do_paste_mask(
             torch.from_numpy(mask)[None, None], torch.from_numpy(box)[None], 40, 50, skip_empty=True
@@ -175,34 +163,6 @@ def test_refusals(tmp_path, monkeypatch):
     model = model_of(detections(), monkeypatch)
     with pytest.raises(UserError, match=r'found \(4, 4\) uint8'):
         model([np.zeros((4, 4), np.uint8)])
-
-
-@pytest.fixture
-def small_file(tmp_path):
-    """An ONNX file that finds one dog in the left half of every image of any size."""
-    onnx = pytest.importorskip('onnx')
-    pytest.importorskip('onnxruntime')
-    from onnx import TensorProto, helper, numpy_helper
-
-    constants = dict(
-        boxes=np.float32([[[0, 0, 8, 16]]]), scores=np.float32([[0.75]]), labels=np.int32([[1]]),
-        masks=np.ones((1, 1, 4, 4), np.float32),
-    )  # fmt: skip
-    nodes = [
-        helper.make_node('Constant', [], [name], value=numpy_helper.from_array(value))
-        for name, value in constants.items()
-    ]
-    image = helper.make_tensor_value_info('image', TensorProto.FLOAT, ['batch', 3, 'height', 'width'])
-    kinds = {np.dtype('float32'): TensorProto.FLOAT, np.dtype('int32'): TensorProto.INT32}
-    outputs = [
-        helper.make_tensor_value_info(name, kinds[value.dtype], value.shape) for name, value in constants.items()
-    ]
-    model = helper.make_model(
-        helper.make_graph(nodes, 'small', [image], outputs), opset_imports=[helper.make_opsetid('', 18)], ir_version=10
-    )
-    helper.set_model_props(model, {KEY: json.dumps({**DETECTION, 'resize': None})})
-    onnx.save(model, str(tmp_path / 'small.onnx'))
-    return tmp_path / 'small.onnx'
 
 
 WITHOUT_TORCH = """
