@@ -380,14 +380,14 @@ class _FileCheck:
             'correct it or add the category',
             category_ids,
         )
-        known = np.isin(image_ids, list(self.images))
-        report(np.logical_not(known), 'the image_id is not in images', 'correct it or add the image', image_ids)
+        known: np.ndarray = np.isin(image_ids, list(self.images))
+        report(~known, 'the image_id is not in images', 'correct it or add the image', image_ids)
 
         used_categories = [id_ for id_, name in self.categories.items() if name in self.rules.classes]
         used = np.isin(category_ids, used_categories)
         sizes = np.full((len(ids), 2), np.nan)  # width, height
         sizes[known] = [(self.images[id_].width, self.images[id_].height) for id_ in image_ids[known].tolist()]
-        negative = np.asarray((boxes[:, 2:] < 0).any(1))
+        negative: np.ndarray = (boxes[:, 2:] < 0).any(1)
         report(negative, "'bbox' has a negative width or height", 'write [x, y, width, height]', boxes)
         thin = ~negative & (boxes[:, 2:] < 1).any(1) & used
         for index in np.flatnonzero(thin).tolist():

@@ -15,7 +15,6 @@ pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')
 MASK_RCNN = ROOT / 'configs/mask_rcnn/convnext_digits.py'
 UPERNET = ROOT / 'configs/upernet/convnext_digits.py'
-CASCADE = ROOT / 'configs/cascade_mask_rcnn/convnext_t_3x_coco.py'
 ANNOTATIONS = 'digits/coco/annotations/instances_train2017.json'
 IMAGE = 'digits/coco/train2017/000000000001.jpg'
 LABELS = 'digits/ade/ADEChallengeData2016/annotations/training/ADE_train_00000001.png'
@@ -169,7 +168,6 @@ TRAIN = 'train_dataloader.dataset'
 @pytest.mark.parametrize(
     'config, options, sentence',
     [
-        (MASK_RCNN, (f"{TRAIN}.metainfo.classes=('balloon')",), "write the comma: ('balloon',)"),
         (MASK_RCNN, (f'{TRAIN}.filter_cfg.min_size=500',), '32 are smaller than min_size=500'),
         (MASK_RCNN, ('model.roi_head.mask_head.num_classes=9',), 'set model.roi_head.mask_head.num_classes=10'),
         (UPERNET, ('model.auxiliary_head.num_classes=12',), 'set model.auxiliary_head.num_classes=11'),
@@ -181,6 +179,16 @@ TRAIN = 'train_dataloader.dataset'
 )
 def test_config(config, options, sentence, data, tmp_path):
     assert sentence in stopped(tmp_path, config, data, *options)
+
+
+def test_classes_without_a_comma(data, tmp_path):
+    config = tmp_path / 'balloon.py'
+    config.write_text(
+        f'_base_ = {str(MASK_RCNN)!r}\n'
+        "data = dict(dataset=dict(metainfo=dict(classes=('balloon'))))\n"
+        'train_dataloader = val_dataloader = test_dataloader = data\n'
+    )
+    assert "write the comma: ('balloon',)" in stopped(tmp_path, config, data)
 
 
 def test_evaluator_of_other_data(data, tmp_path):
