@@ -16,7 +16,11 @@ def main() -> None:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='continue from this checkpoint; without a path, from the last one in the work folder',
+        help='continue from this checkpoint; without a path, from the newest in the work folder that can be read, or '
+        'from the start if there is none',
+    )
+    parser.add_argument(
+        '--overwrite', action='store_true', help='replace the checkpoints of an earlier run in the work folder'
     )
     parser.add_argument(
         '--skip-nonfinite',

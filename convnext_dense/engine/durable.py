@@ -19,12 +19,17 @@ def write_durably(path: Path, content: bytes | str) -> None:
     try:
         with temporary.open('wb') as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        publish(temporary, path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Force the content of a complete file to the disk and rename it to ``path``, in the same folder."""
+    with temporary.open('rb') as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
     sync_folder(path.parent)
 
 

@@ -16,7 +16,7 @@ from mmengine.device import get_device
 from mmengine.dist import is_distributed, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
 from convnext_dense.data_check.loading_errors import name_paths_in_errors
 from convnext_dense.data_check.splits import innermost_datasets
@@ -29,6 +29,14 @@ from convnext_dense.run.data import prepare_data
 from convnext_dense.run.machine import describe_operators, fit_to_machine
 from convnext_dense.run.metrics import MetricsHook, metrics_json, metrics_table
 from convnext_dense.run.options import DATA_VARIABLE, nested_dicts, read_config
+from convnext_dense.run.work_dir import (
+    ReplaceHook,
+    Start,
+    choose_start,
+    claimed,
+    default_work_dir,
+    use_durable_checkpoints,
+)
 from convnext_dense.toolkits import check_toolkit
 from convnext_dense.weights.safe_reading import only_safe_loading
 from convnext_dense.weights.sources import SCHEME, check_source
@@ -49,21 +57,23 @@ def train(
     skip_nonfinite: int = 0,
     data_check: bool = True,
     decode: bool = False,
+    overwrite: bool = False,
 ) -> None:
     """Train a detector or segmentor; print the metrics of the last validation and write them to ``metrics.json``.
 
     Args:
         config: A config file of mmdet or mmseg.
         cfg_options: Changes of the config, see :func:`convnext_dense.run.options.read_config`.
-        work_dir: Folder for logs, checkpoints and metrics; default ``work_dirs/NAME_OF_THE_CONFIG``.
+        work_dir: Folder for logs, checkpoints and metrics; default ``work_dirs/FOLDER/NAME`` of the config.
         launcher: How several processes were started: 'none', 'pytorch', 'slurm' or 'mpi'.
         local_rank: Number of this process on its machine, for launchers that set no ``LOCAL_RANK``.
         amp: Use mixed precision; in bfloat16 on CPUs, unless the config says otherwise.
         auto_scale_lr: Scale the learning rate linearly with the batch over all GPUs.
-        resume: A checkpoint to continue from, or 'auto' for the last one in the work folder.
+        resume: A checkpoint to continue from, or 'auto' for the newest one in the work folder that can be read.
         skip_nonfinite: How many steps in a row with a loss or gradient that is not finite are skipped; one more stops.
         data_check, decode: Check the data first, and decode every image in that; see
             :func:`convnext_dense.data_check.check.check_data`.
+        overwrite: Replace the checkpoints of an earlier run in the work folder; without it they end the program.
 
     Raises:
         UserError: A file does not exist, or an option does not go with the config.
@@ -81,16 +91,14 @@ def train(
                 '--cfg-options auto_scale_lr.base_batch_size=16'
             )
         cfg.auto_scale_lr.enable = True
-    if resume:
-        cfg.resume = True
-        cfg.load_from = None if resume == 'auto' else resume
-    if cfg.get('load_from'):
-        check_source(cfg.load_from, 'checkpoint')
+    start = choose_start(cfg, config, resume, overwrite)
     _check_data(cfg, 'train')
     if cfg.get('val_dataloader'):
         _check_data(cfg, 'val')
-    prepare_data(cfg, ('train', 'val'), launcher, check=data_check, decode=decode)
-    _run(cfg, launcher, 'train', [FiniteStepsHook(skip_nonfinite)])
+    start.notes += use_durable_checkpoints(cfg)
+    with claimed(cfg.work_dir):
+        prepare_data(cfg, ('train', 'val'), launcher, check=data_check, decode=decode)
+        _run(cfg, launcher, 'train', start, [FiniteStepsHook(skip_nonfinite), ReplaceHook(start.replaced)])
 
 
 def test(
@@ -121,7 +129,6 @@ def test(
     """
     check_source(checkpoint, 'checkpoint')
     cfg = _read_run_config(config, cfg_options, work_dir, launcher, local_rank)
-    cfg.load_from = checkpoint
     if tta:
         use_test_time_augmentation(cfg)
     if show_dir:
@@ -130,7 +137,7 @@ def test(
         _keep_predictions(cfg, out)
     _check_data(cfg, 'test')
     prepare_data(cfg, ('test',), launcher, check=data_check, decode=decode)
-    _run(cfg, launcher, 'test')
+    _run(cfg, launcher, 'test', Start(checkpoint))
 
 
 def _read_run_config(
@@ -140,7 +147,7 @@ def _read_run_config(
     os.environ.setdefault('LOCAL_RANK', str(local_rank))
     cfg = read_config(config, cfg_options)
     cfg.launcher = launcher
-    cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(config).stem)
+    cfg.work_dir = work_dir or cfg.get('work_dir') or default_work_dir(config)
     return cfg
 
 
@@ -200,19 +207,19 @@ def _augment_segmentor(cfg: Config) -> None:
 
 
 @only_safe_loading()
-def _run(cfg: Config, launcher: str, task: Literal['train', 'test'], hooks: Sequence[Hook] = ()) -> None:
+def _run(cfg: Config, launcher: str, task: Literal['train', 'test'], start: Start, hooks: Sequence[Hook] = ()) -> None:
     """Run mmengine's runner with our hooks, print the table of its metrics and write them to ``metrics.json``."""
     check_toolkit(cfg.get('default_scope') or 'mmengine')
     lines = [*describe_operators(), *fit_to_machine(cfg, launcher)]
     if launcher == 'pytorch' and get_device() == 'cpu' and not is_distributed():
         torch.distributed.init_process_group('gloo')  # mmengine's own set-up chooses a GPU first
-    if cfg.get('resume') and not cfg.get('load_from'):
-        cfg.load_from = find_latest_checkpoint(cfg.work_dir)
-    if cfg.get('load_from'):
-        cfg.load_from = SCHEME + cfg.load_from  # read safely, from every source
+    # What is loaded is not in the config, which the runner writes to the work folder: that file can be trained again.
+    cfg.resume, cfg.load_from = False, (cfg.get('load_from') or '').removeprefix(SCHEME) or None
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner._resume = start.resume
+    runner._load_from = SCHEME + start.load_from if start.load_from else None  # read safely, from every source
     if is_main_process():  # known only now
-        print(*lines, sep='\n', flush=True)
+        print(*lines, *start.notes, sep='\n', flush=True)
     name_paths_in_errors(runner)
     kept = MetricsHook()
     runner.register_hook(kept)
