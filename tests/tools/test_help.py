@@ -45,6 +45,7 @@ def test_all_tools_are_found():
         'export.py',
         'get_flops.py',
         'install_mmcv.py',
+        'new_config.py',
         'predict.py',
         'swap_backbone.py',
         'test.py',
