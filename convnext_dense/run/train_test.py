@@ -23,9 +23,8 @@ from convnext_dense.data_check.splits import innermost_datasets
 from convnext_dense.engine.inference_hook import PrepareForInferenceHook
 from convnext_dense.engine.load_hook import attach_load_hook
 from convnext_dense.errors import UserError
-from convnext_dense.mmcv_ops import operators_in_use
 from convnext_dense.run.data import prepare_data
-from convnext_dense.run.machine import fit_to_machine
+from convnext_dense.run.machine import describe_operators, fit_to_machine
 from convnext_dense.run.metrics import MetricsHook, metrics_table
 from convnext_dense.run.options import DATA_VARIABLE, nested_dicts, read_config
 from convnext_dense.toolkits import check_toolkit
@@ -200,7 +199,7 @@ def _augment_segmentor(cfg: Config) -> None:
 def _run(cfg: Config, launcher: str, task: Literal['train', 'test']) -> None:
     """Run mmengine's runner, print the table of its metrics and write them to ``metrics.json``."""
     check_toolkit(cfg.get('default_scope') or 'mmengine')
-    changes = [f"mmcv's operators are {operators_in_use()}", *fit_to_machine(cfg, launcher)]
+    lines = [*describe_operators(), *fit_to_machine(cfg, launcher)]
     if launcher == 'pytorch' and get_device() == 'cpu' and not is_distributed():
         torch.distributed.init_process_group('gloo')  # mmengine's own set-up chooses a GPU first
     if cfg.get('resume') and not cfg.get('load_from'):
@@ -209,7 +208,7 @@ def _run(cfg: Config, launcher: str, task: Literal['train', 'test']) -> None:
         cfg.load_from = SCHEME + cfg.load_from  # read safely, from every source
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     if is_main_process():  # known only now
-        print(*changes, sep='\n', flush=True)
+        print(*lines, sep='\n', flush=True)
     name_paths_in_errors(runner)
     kept = MetricsHook()
     runner.register_hook(kept)

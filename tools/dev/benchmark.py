@@ -37,6 +37,8 @@ def build_parser() -> argparse.ArgumentParser:
         _add_cfg_options(subcommands[name])
     for name in ('time', 'scaling', 'profile', 'optimizer'):
         subcommands[name].add_argument('--arch', default='tiny', help='arch of ConvNeXt, default tiny')
+    for name in ('time', 'scaling', 'profile'):
+        subcommands[name].add_argument('--v2', action='store_true', help='blocks of ConvNeXt V2, with GRN')
     subcommands['loading'].add_argument('--arch', default='xlarge', help='arch of ConvNeXt, default xlarge')
     for name in ('time', 'model', 'scaling', 'profile'):
         _add_choice_of_rows(subcommands[name])
