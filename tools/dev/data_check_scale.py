@@ -38,9 +38,10 @@ def main() -> None:
     before = peak_megabytes(resource.RUSAGE_SELF)
     begin, begin_cpu = time.perf_counter(), cpu_seconds()
     findings = check_data(cfg, ['train'], decode=args.decode, use_cache=False)
+    seconds, seconds_of_cpu = time.perf_counter() - begin, cpu_seconds() - begin_cpu
     print(
-        f'{len(findings)} findings; {time.perf_counter() - begin:.0f} s, {cpu_seconds() - begin_cpu:.0f} s of CPU; '
-        f'peak {peak_megabytes(resource.RUSAGE_SELF)} MB ({before} MB before), largest child '
+        f'{len(findings)} findings; {seconds:.0f} s, {seconds_of_cpu:.0f} s of CPU; peak '
+        f'{peak_megabytes(resource.RUSAGE_SELF)} MB ({before} MB before), largest child '
         f'{peak_megabytes(resource.RUSAGE_CHILDREN)} MB'
     )
 
