@@ -203,8 +203,9 @@ def assert_backbone(model, state, prefix='backbone.'):
 def runner_of(tmp_path, **options) -> Runner:
     options.setdefault('custom_hooks', [dict(type='ConvNeXtLoadHook')])
     backbone = options.pop('backbone', dict(type='ConvNeXt', arch=MICRO))
+    model = options.pop('model', dict(type='ToyDetector', backbone=backbone))
     return Runner(
-        model=dict(type='ToyDetector', backbone=backbone),
+        model=model,
         work_dir=str(tmp_path / 'work'),
         train_dataloader=DataLoader([dict(inputs=torch.zeros(3, 32, 32))]),
         train_cfg=dict(by_epoch=False, max_iters=1),

@@ -7,7 +7,8 @@ the V2 weights under CC BY-NC 4.0. Parameter names are the official ones, so tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -21,7 +22,14 @@ from convnext_dense.archs import (
 )
 from convnext_dense.errors import UserError
 from convnext_dense.models.block import Block, resolve_memory
-from convnext_dense.models.layers import STEMS, build_downsample, build_stem, resolve_activation, resolve_norm
+from convnext_dense.models.layers import (
+    STEMS,
+    build_downsample,
+    build_stem,
+    comparable,
+    resolve_activation,
+    resolve_norm,
+)
 from convnext_dense.models.loading import PretrainedModule
 from convnext_dense.models.staged import StagedBackbone, linear_rates
 from convnext_dense.weights.dialects import STAGED
@@ -70,6 +78,8 @@ class ConvNeXt(PretrainedModule, StagedBackbone):
             ``'overlap'``, ``'overlap_tiered'`` (half the channels between them), ``'overlap_act'`` (an activation
             between them). None is that of the arch.
         conv_bias: Build the biases of all convolutions; the Linears of the blocks have theirs in any case.
+        allow_statistics_mismatch: Do not refuse weights that were trained with inputs of another mean and standard
+            deviation than those of the data preprocessor; :class:`ConvNeXtLoadHook` compares them.
         pretrained: A weight file, short for ``init_cfg=dict(type='Pretrained', checkpoint=...)``: a path, URL,
             ``hf-hub:org/name``, ``timm:name`` or the short name of an official file, in any format of the README.
         init_cfg: mmengine's initialisation config. Without it: a normal of 0.02 for every convolution and
@@ -104,6 +114,7 @@ class ConvNeXt(PretrainedModule, StagedBackbone):
         gap_before_final_norm: bool = False,
         stem: str | None = None,
         conv_bias: bool = True,
+        allow_statistics_mismatch: bool = False,
         pretrained: str | None = None,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
@@ -141,6 +152,7 @@ class ConvNeXt(PretrainedModule, StagedBackbone):
         self.arch = arch.lower() if isinstance(arch, str) else arch_name(depths, channels)
         self.channels = channels
         self.kernel_sizes = kernel_sizes
+        self.allow_statistics_mismatch = allow_statistics_mismatch
 
         drop_path_rates = linear_rates(drop_path_rate, sum(self.depths))
         for i in range(self.num_built):
@@ -177,6 +189,20 @@ class ConvNeXt(PretrainedModule, StagedBackbone):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         self.freeze_stages()
+
+    def contradictions(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        implied = variant_arguments(arguments['arch']) if 'arch' in arguments else None
+        if implied is None:
+            return {}
+        wrong = {}
+        for key, own, official in (
+            ('norm_cfg', self.norm_cfg, dict(type='LN2d')),
+            ('act_cfg', self.act_cfg, dict(type='GELU')),
+        ):
+            wanted = implied.get(key, official)
+            if comparable(own) != comparable(wanted):
+                wrong[key] = wanted
+        return wrong
 
     def wanted_weights(self, place: str = '') -> Wanted:
         return Wanted(

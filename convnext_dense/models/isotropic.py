@@ -40,6 +40,7 @@ class ConvNeXtIsotropic(PretrainedModule):
         frozen_layers: Freeze the stem and the first n - 1 blocks. 0 and -1 freeze nothing.
         with_cp: As ``memory='checkpoint'``.
         memory: What a block saves for the backward pass, as in :class:`convnext_dense.models.convnext.ConvNeXt`.
+        allow_statistics_mismatch: As in ConvNeXt.
         init_cfg: mmengine's initialisation config; ``Pretrained`` takes the sources that ConvNeXt takes. Without
             it: a normal of 0.02 for every convolution and Linear, zero biases (official).
 
@@ -60,6 +61,7 @@ class ConvNeXtIsotropic(PretrainedModule):
         frozen_layers: int = 0,
         with_cp: bool = False,
         memory: str | None = None,
+        allow_statistics_mismatch: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -78,6 +80,7 @@ class ConvNeXtIsotropic(PretrainedModule):
         self.channels, self.strides, self.out_indices = (width,), (PATCH_SIZE,), (0,)
         self.kernel_size = DEFAULT_KERNEL_SIZE
         self.frozen_layers = frozen_layers
+        self.allow_statistics_mismatch = allow_statistics_mismatch
 
         self.stem = nn.Conv2d(in_channels, width, PATCH_SIZE, PATCH_SIZE)
         blocks = []

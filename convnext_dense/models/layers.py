@@ -100,6 +100,13 @@ def resolve_norm(norm_cfg: dict | None) -> tuple[Callable[..., nn.Module], Calla
     return partial(last, eps=eps), partial(over_channels, eps=eps)
 
 
+def comparable(cfg: dict) -> dict:
+    """Return a config of a norm or an activation with its defaults, so that equal ones compare equal."""
+    if 'LN' in cfg['type'] or 'Norm' in cfg['type']:
+        return dict(type=cfg['type'].replace('2d', ''), eps=cfg.get('eps', 1e-6))
+    return dict(type=cfg['type'], approximate=cfg.get('approximate', 'none'))
+
+
 def resolve_activation(act_cfg: dict | None) -> Callable[[], nn.Module]:
     """Return what makes the activation.
 

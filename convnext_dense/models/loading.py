@@ -13,8 +13,9 @@ from mmengine.model import PretrainedInit
 from convnext_dense.errors import UserError
 from convnext_dense.models.staged import LayeredModule
 from convnext_dense.weights.dialects import WRAPPED_MODULES
-from convnext_dense.weights.fit import Wanted, fit
-from convnext_dense.weights.sources import licence_of, read
+from convnext_dense.weights.fit import Wanted, as_written, fit
+from convnext_dense.weights.known import Known, Statistics
+from convnext_dense.weights.sources import facts_of, read
 
 # In the metadata of a state dict, of a ConvNeXt whose tensors ConvNeXtLoadHook has fitted and announced.
 FITTED = 'fitted_to_convnext'
@@ -24,7 +25,15 @@ class PretrainedModule(LayeredModule):
     """A backbone that takes published weights: it fits a file completely or raises an error.
 
     ``init_cfg``, ``load_state_dict`` and :class:`convnext_dense.engine.load_hook.ConvNeXtLoadHook` all go this way.
+
+    Attributes:
+        allow_statistics_mismatch: Inputs may be normalised in another way than in the training of the weights.
+        weights_source, weights_statistics: Of the weights that were loaded by a name; None if nothing is known.
     """
+
+    allow_statistics_mismatch = False
+    weights_source: str = ''
+    weights_statistics: Statistics | None = None
 
     @abstractmethod
     def wanted_weights(self, place: str = '') -> Wanted:
@@ -33,6 +42,24 @@ class PretrainedModule(LayeredModule):
         Args:
             place: Where it is in the model around it, such as ``backbone.``, for messages.
         """
+
+    def contradictions(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return those of the arguments that weights belong to which leave no trace in shapes and are other here."""
+        return {}
+
+    def take_facts(self, source: str, facts: Known) -> None:
+        """Keep what is known about the weights that are loaded, for the check against the data preprocessor.
+
+        Raises:
+            UserError: They belong to a model with another eps, norm or activation.
+        """
+        wrong = self.contradictions(facts.arguments or {})
+        if wrong:
+            raise UserError(
+                f'{source}: these weights belong to a {type(self).__name__} with {as_written(wrong)}: set '
+                f'{as_written(facts.arguments or {})} in the backbone, without norm_cfg and act_cfg'
+            )
+        self.weights_source, self.weights_statistics = source, facts.statistics
 
     def shapes_of_parameters(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of each parameter by its name, without the names of wrappers around its parts."""
@@ -75,8 +102,9 @@ class PretrainedModule(LayeredModule):
             fitted = fit(self.wanted_weights(), checkpoint, prefix)
         except UserError as error:
             raise UserError(f'{source}: {error}') from error
-        licence = licence_of(source)
-        print_log(f'{fitted.summary}; {licence}' if licence else fitted.summary, logger='current')
+        facts = facts_of(source, checkpoint)
+        self.take_facts(source, facts)
+        print_log('; '.join([fitted.summary, *facts.clauses()]), logger='current')
         params = {WRAPPED_MODULES.sub('', name): param for name, param in self.named_parameters()}
         with torch.no_grad():
             for name, value in fitted.tensors.items():

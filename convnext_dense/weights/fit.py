@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convnext_dense.archs import DEFAULT_KERNEL_SIZE, VARIANTS, arch_name, isotropic_arch_name
+from convnext_dense.archs import DEFAULT_KERNEL_SIZE, VARIANTS, arch_name, isotropic_arch_name, variant_arguments
 from convnext_dense.errors import UserError
 from convnext_dense.weights.dialects import ISOTROPIC, STAGED
 from convnext_dense.weights.find import Backbone, choose, find_backbones, tensors_of
@@ -261,6 +261,9 @@ def _summary(
     if dtypes:
         parts.append(f'stored as {", ".join(sorted(dtypes))}')
     parts += changes
+    looks_like = arguments_of(backbone.tensors)
+    if (variant_arguments(looks_like['arch']) and looks_like['arch'] != wanted.arch) or 'norm_cfg' in looks_like:
+        parts.append(f'eps, kind of norm and activation are not in the file ({as_written(looks_like)}?)')
     if new_norms:
         parts.append(f'{", ".join(sorted(new_norms))} start new, as they must for ImageNet weights')
     stages = {name.split('.')[1] for name in left_out if not name.startswith('norm')}

@@ -34,15 +34,20 @@ def test_table_of_official_files():
 @pytest.mark.parametrize(
     'source, file, licence',
     [
-        ('convnext_base_22k_224', 'convnext_base_22k_224.pth', '; licence of these weights: MIT'),
+        (
+            'convnext_base_22k_224',
+            'convnext_base_22k_224.pth',
+            '; input statistics of these weights: ImageNet; licence of these weights: MIT',
+        ),
         (
             'https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224.pth',
             'convnext_tiny_1k_224.pth',
-            '; licence of these weights: MIT',
+            '; input statistics of these weights: ImageNet; licence of these weights: MIT',
         ),
         (
             'convnextv2_atto_1k_224_fcmae',
             'convnextv2_atto_1k_224_fcmae.pt',
+            '; input statistics of these weights: ImageNet'
             '; licence of these weights: CC BY-NC 4.0, not for commercial use',
         ),
         ('http://127.0.0.1:9/mine.pth', 'mine.pth', ''),
@@ -60,12 +65,12 @@ def test_table_of_official_files():
         (
             'timm:convnext_tiny.fb_in1k',
             'convnext_tiny.fb_in1k.safetensors',
-            '; licence of these weights: see the model card of timm/convnext_tiny.fb_in1k',
+            '; input statistics of these weights: ImageNet; licence of these weights: Apache 2.0',
         ),
         (
             'timm:convnext_tiny',
             'convnext_tiny.in12k_ft_in1k.safetensors',
-            '; licence of these weights: see the model card of timm/convnext_tiny.in12k_ft_in1k',
+            '; input statistics of these weights: ImageNet; licence of these weights: Apache 2.0',
         ),
     ],
 )
@@ -96,7 +101,10 @@ def test_short_name_by_load_from(folder, tmp_path, logged):
     runner = runner_of(tmp_path, load_from='upernet_convnext_tiny_1k_512x512')
     runner.load_or_resume()
     assert torch.equal(runner.model.backbone.norm0.weight, state['norm0.weight'])
-    assert 'upernet_convnext_tiny_1k_512x512: licence of these weights: MIT' in logged
+    assert (
+        'upernet_convnext_tiny_1k_512x512: input statistics of these weights: ImageNet; licence of these weights: MIT'
+        in logged
+    )
 
 
 @pytest.mark.parametrize(
@@ -117,7 +125,8 @@ def test_isotropic_files_by_name(source, folder, logged):
     assert torch.equal(model.blocks[1].gamma, state['blocks.1.gamma'])
     assert logged == [
         'ConvNeXtIsotropic dict(depth=2, channels=8): 20 of 20 tensors from an official isotropic file (prefix '
-        "'model.'); norm0 start new, as they must for ImageNet weights; licence of these weights: MIT"
+        "'model.'); norm0 start new, as they must for ImageNet weights; input statistics of these weights: ImageNet; "
+        'licence of these weights: MIT'
     ]
     with pytest.raises(UserError, match='these weights are those of a ConvNeXtIsotropic, arch=dict.* the model is a'):
         ConvNeXt(MICRO, pretrained=source).init_weights()
