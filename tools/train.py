@@ -18,6 +18,13 @@ def main() -> None:
         metavar='CHECKPOINT',
         help='continue from this checkpoint; without a path, from the last one in the work folder',
     )
+    parser.add_argument(
+        '--track',
+        nargs='+',
+        default=[],
+        metavar='TRACKER',
+        help='also follow the run in tensorboard, mlflow, wandb, clearml, neptune, dvclive or aim',
+    )
     args = parser.parse_args()
 
     from convnext_dense.run.options import errors_as_sentences

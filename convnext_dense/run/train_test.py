@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -24,6 +25,7 @@ from convnext_dense.errors import UserError
 from convnext_dense.run.machine import describe_operators, fit_to_machine
 from convnext_dense.run.metrics import MetricsHook, metrics_table
 from convnext_dense.run.options import DATA_VARIABLE, nested_dicts, read_config
+from convnext_dense.run.watching import ProgressHook, add_trackers, memory_errors
 from convnext_dense.toolkits import check_toolkit
 from convnext_dense.weights.safe_reading import only_safe_loading
 from convnext_dense.weights.sources import SCHEME, check_source
@@ -41,7 +43,8 @@ def train(
     amp: bool = False,
     auto_scale_lr: bool = False,
     resume: str | None = None,
-) -> None:
+    track: Sequence[str] = (),
+) -> dict[str, float]:
     """Train a detector or segmentor; print the metrics of the last validation and write them to ``metrics.json``.
 
     Args:
@@ -53,6 +56,10 @@ def train(
         amp: Use mixed precision; in bfloat16 on CPUs, unless the config says otherwise.
         auto_scale_lr: Scale the learning rate linearly with the batch over all GPUs.
         resume: A checkpoint to continue from, or 'auto' for the last one in the work folder.
+        track: Trackers of experiments, see :data:`convnext_dense.run.watching.TRACKERS`.
+
+    Returns:
+        The metrics of the last validation by mmengine's names; empty without one, and in all processes but the first.
 
     Raises:
         UserError: A file does not exist, or an option does not go with the config.
@@ -78,7 +85,8 @@ def train(
     _check_data(cfg, 'train')
     if cfg.get('val_dataloader'):
         _check_data(cfg, 'val')
-    _run(cfg, launcher, 'train')
+    add_trackers(cfg, track)
+    return _run(cfg, launcher, 'train')
 
 
 def test(
@@ -92,7 +100,7 @@ def test(
     tta: bool = False,
     show_dir: str | None = None,
     out: str | None = None,
-) -> None:
+) -> dict[str, float]:
     """Test a detector or segmentor; print its metrics and write them to ``metrics.json``.
 
     Args:
@@ -101,6 +109,9 @@ def test(
         tta: Use the multi-scale and flip test, see :func:`use_test_time_augmentation`.
         show_dir: Draw predictions beside ground truth into this folder.
         out: Keep the predictions: a .pkl file for detectors, a folder of label maps for segmentors.
+
+    Returns:
+        The metrics by mmengine's names; empty in all processes but the first.
 
     Raises:
         UserError: A file does not exist, or an option does not go with the config.
@@ -115,7 +126,7 @@ def test(
     if out:
         _keep_predictions(cfg, out)
     _check_data(cfg, 'test')
-    _run(cfg, launcher, 'test')
+    return _run(cfg, launcher, 'test')
 
 
 def _read_run_config(
@@ -185,8 +196,8 @@ def _augment_segmentor(cfg: Config) -> None:
 
 
 @only_safe_loading()
-def _run(cfg: Config, launcher: str, task: Literal['train', 'test']) -> None:
-    """Run mmengine's runner, print the table of its metrics and write them to ``metrics.json``."""
+def _run(cfg: Config, launcher: str, task: Literal['train', 'test']) -> dict[str, float]:
+    """Run mmengine's runner, print the table of its metrics, write them to ``metrics.json`` and return them."""
     check_toolkit(cfg.get('default_scope') or 'mmengine')
     lines = [*describe_operators(), *fit_to_machine(cfg, launcher)]
     if launcher == 'pytorch' and get_device() == 'cpu' and not is_distributed():
@@ -202,15 +213,20 @@ def _run(cfg: Config, launcher: str, task: Literal['train', 'test']) -> None:
     runner.register_hook(kept)
     attach_load_hook(runner, whole_model=task == 'test')
     runner.register_hook(PrepareForInferenceHook())
-    getattr(runner, task)()
+    if sys.stdout.isatty():
+        runner.register_hook(ProgressHook())
+    with memory_errors():
+        getattr(runner, task)()
     if not is_main_process():
-        return
+        return {}
     if kept.metrics is None:
         print(f'\nnothing was evaluated in this run (iteration {runner.iter})')
-        return
+        return {}
     path = Path(runner.work_dir) / 'metrics.json'
-    path.write_text(json.dumps({key: float(value) for key, value in kept.metrics.items()}, indent=2) + '\n')
-    print(f'\n{metrics_table(kept.metrics)}\n\nwritten to {path}')
+    metrics = {key: float(value) for key, value in kept.metrics.items()}
+    path.write_text(json.dumps(metrics, indent=2) + '\n')
+    print(f'\n{metrics_table(metrics)}\n\nwritten to {path}')
+    return metrics
 
 
 def _check_data(cfg: Config, split: str) -> None:
