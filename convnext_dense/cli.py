@@ -17,6 +17,7 @@ COMMANDS = {
     'train': ('train.py', 'train a detector or segmentor'),
     'test': ('test.py', 'test a checkpoint'),
     'predict': ('predict.py', 'detect or segment in images'),
+    'report': ('report.py', 'write a page about a training'),
     'export': ('export.py', 'write a model as ONNX or OpenVINO IR'),
     'swap-backbone': ('swap_backbone.py', 'put ConvNeXt under a config'),
     'convert-checkpoint': ('convert_checkpoint.py', 'write weights in another format'),

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -29,6 +30,7 @@ from convnext_dense.run.data import prepare_data
 from convnext_dense.run.machine import describe_operators, fit_to_machine
 from convnext_dense.run.metrics import MetricsHook, metrics_json, metrics_table
 from convnext_dense.run.options import DATA_VARIABLE, nested_dicts, read_config
+from convnext_dense.run.watching import ProgressHook, add_trackers, memory_errors
 from convnext_dense.run.work_dir import (
     ReplaceHook,
     Start,
@@ -58,7 +60,8 @@ def train(
     data_check: bool = True,
     decode: bool = False,
     overwrite: bool = False,
-) -> None:
+    track: Sequence[str] = (),
+) -> dict[str, float]:
     """Train a detector or segmentor; print the metrics of the last validation and write them to ``metrics.json``.
 
     Args:
@@ -74,6 +77,10 @@ def train(
         data_check, decode: Check the data first, and decode every image in that; see
             :func:`convnext_dense.data_check.check.check_data`.
         overwrite: Replace the checkpoints of an earlier run in the work folder; without it they end the program.
+        track: Trackers of experiments, see :data:`convnext_dense.run.watching.TRACKERS`.
+
+    Returns:
+        The metrics of the last validation by mmengine's names; empty without one, and in all processes but the first.
 
     Raises:
         UserError: A file does not exist, or an option does not go with the config.
@@ -95,10 +102,11 @@ def train(
     _check_data(cfg, 'train')
     if cfg.get('val_dataloader'):
         _check_data(cfg, 'val')
+    add_trackers(cfg, track)
     start.notes += use_durable_checkpoints(cfg)
     with claimed(cfg.work_dir):
         prepare_data(cfg, ('train', 'val'), launcher, check=data_check, decode=decode)
-        _run(cfg, launcher, 'train', start, [FiniteStepsHook(skip_nonfinite), ReplaceHook(start.replaced)])
+        return _run(cfg, launcher, 'train', start, [FiniteStepsHook(skip_nonfinite), ReplaceHook(start.replaced)])
 
 
 def test(
@@ -114,7 +122,7 @@ def test(
     out: str | None = None,
     data_check: bool = True,
     decode: bool = False,
-) -> None:
+) -> dict[str, float]:
     """Test a detector or segmentor; print its metrics and write them to ``metrics.json``.
 
     Args:
@@ -123,6 +131,9 @@ def test(
         tta: Use the multi-scale and flip test, see :func:`use_test_time_augmentation`.
         show_dir: Draw predictions beside ground truth into this folder.
         out: Keep the predictions: a .pkl file for detectors, a folder of label maps for segmentors.
+
+    Returns:
+        The metrics by mmengine's names; empty in all processes but the first.
 
     Raises:
         UserError: A file does not exist, or an option does not go with the config.
@@ -137,7 +148,7 @@ def test(
         _keep_predictions(cfg, out)
     _check_data(cfg, 'test')
     prepare_data(cfg, ('test',), launcher, check=data_check, decode=decode)
-    _run(cfg, launcher, 'test', Start(checkpoint))
+    return _run(cfg, launcher, 'test', Start(checkpoint))
 
 
 def _read_run_config(
@@ -207,8 +218,10 @@ def _augment_segmentor(cfg: Config) -> None:
 
 
 @only_safe_loading()
-def _run(cfg: Config, launcher: str, task: Literal['train', 'test'], start: Start, hooks: Sequence[Hook] = ()) -> None:
-    """Run mmengine's runner with our hooks, print the table of its metrics and write them to ``metrics.json``."""
+def _run(
+    cfg: Config, launcher: str, task: Literal['train', 'test'], start: Start, hooks: Sequence[Hook] = ()
+) -> dict[str, float]:
+    """Run mmengine's runner with our hooks, print its metrics, write them to ``metrics.json`` and return them."""
     check_toolkit(cfg.get('default_scope') or 'mmengine')
     lines = [*describe_operators(), *fit_to_machine(cfg, launcher)]
     if launcher == 'pytorch' and get_device() == 'cpu' and not is_distributed():
@@ -226,12 +239,15 @@ def _run(cfg: Config, launcher: str, task: Literal['train', 'test'], start: Star
     attach_load_hook(runner, whole_model=task == 'test')
     for hook in (*hooks, PrepareForInferenceHook(), FiniteModelHook()):
         runner.register_hook(hook)
-    getattr(runner, task)()
+    if sys.stdout.isatty():
+        runner.register_hook(ProgressHook())
+    with memory_errors():
+        getattr(runner, task)()
     if not is_main_process():
-        return
+        return {}
     if kept.metrics is None:
         print(f'\nnothing was evaluated in this run (iteration {runner.iter})')
-        return
+        return {}
     path = Path(runner.work_dir) / 'metrics.json'
     text, undefined = metrics_json(kept.metrics)
     write_durably(path, text)
@@ -241,6 +257,7 @@ def _run(cfg: Config, launcher: str, task: Literal['train', 'test'], start: Star
             'that no label of the split has)'
         )
     print(f'\n{metrics_table(kept.metrics)}\n\nwritten to {path}')
+    return {key: float(value) for key, value in kept.metrics.items()}
 
 
 def _check_data(cfg: Config, split: str) -> None:

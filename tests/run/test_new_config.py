@@ -30,6 +30,8 @@ ZOO = {
     'mmseg::deeplabv3plus/deeplabv3plus_r50-d8_4xb4-80k_ade20k-512x512.py': True,
     'mmseg::pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024.py': True,
 }
+# Fewer proposals: the numbers that cost time.
+SMALL = dict(num=16, nms_pre=50, max_per_img=20)
 
 
 @pytest.fixture(scope='module')
@@ -54,6 +56,7 @@ def train_a_step(cfg: Config) -> dict[str, float]:
         for part in nested_dicts(cfg.model):
             if part.get('type') in ('SyncBN', 'MMSyncBN'):
                 part['type'] = 'BN'
+            part.update({key: size for key, size in SMALL.items() if key in part})
         loader = cfg.train_dataloader
         loader.update(num_workers=0, persistent_workers=False)
         loader.pop('prefetch_factor', None)

@@ -47,6 +47,7 @@ def test_all_tools_are_found():
         'install_mmcv.py',
         'new_config.py',
         'predict.py',
+        'report.py',
         'swap_backbone.py',
         'test.py',
         'train.py',

@@ -116,20 +116,26 @@ def new_config(
 
 
 def _our_base(recipe: str, arch: str, facts: DataFacts) -> Base:
-    """Return our config of a recipe for an arch, or for the arch that is next to it."""
+    """Return our config of a recipe."""
     if facts.is_segmentation != (recipe == 'upernet'):
         labels, wanted = ('label maps', 'upernet') if facts.is_segmentation else ('objects', 'mask_rcnn or faster_rcnn')
         raise UserError(f'{facts.root} holds {labels}, {recipe} does not learn from them: give --recipe {wanted}')
-    folder = 'mask_rcnn' if recipe == 'faster_rcnn' else recipe
-    nearest = 'tiny' if arch in SMALL_ARCHS else 'xlarge' if arch == 'huge' else arch
-    for letter in (LETTERS[nearest], 's', 't'):
-        names = [path.name for path in (CONFIGS / folder).glob(f'convnext_{letter}_*.py') if '_1x_' not in path.name]
-        if names:
-            config = f'{folder}/{min(names, key=lambda name: ("in22k" in name, name))}'
-            break
+    config = recipe_config(recipe, arch)
     # By its path: what is taken from a base `convnext_dense::...` by `_base_.` would be looked up in that scope alone.
     line = f"__import__('convnext_dense').__path__[0] + '/.mim/configs/{config}'"
     return Base(Config.fromfile(CONFIGS / config), line, is_ours=True)
+
+
+def recipe_config(recipe: str, arch: str) -> str:
+    """Return our config of a recipe for an arch, or for the arch that is next to it: a path below ``configs/``."""
+    folder = 'mask_rcnn' if recipe == 'faster_rcnn' else recipe
+    nearest = 'tiny' if arch in SMALL_ARCHS else 'xlarge' if arch == 'huge' else arch
+    names: list[str] = []
+    for letter in (LETTERS[nearest], 's', 't'):
+        names = names or [
+            path.name for path in (CONFIGS / folder).glob(f'convnext_{letter}_*.py') if '_1x_' not in path.name
+        ]
+    return f'{folder}/{min(names, key=lambda name: ("in22k" in name, name))}'
 
 
 def _swapped_base(recipe: str, arch: str, weights: str | None, facts: DataFacts) -> SwappedConfig:
