@@ -11,6 +11,8 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
 from convnext_dense.engine.durable import write_durably
+from convnext_dense.engine.random_state import KEY as RANDOM_STATES
+from convnext_dense.engine.random_state import RandomStateHook
 from convnext_dense.errors import UserError
 
 BACKEND = 'convnext_dense_durable'
@@ -56,10 +58,14 @@ class DurableCheckpointHook(CheckpointHook):
     """
 
     best_ckpt_path: str | None
+    by_epoch: bool
+    filename_tmpl: str
+    max_keep_ckpts: int
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.backend_args = dict(backend=BACKEND)
+        self.random_states: list | None = None
 
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)
@@ -77,7 +83,12 @@ class DurableCheckpointHook(CheckpointHook):
             if path:
                 self.best_ckpt_path_dict[key] = str(Path(self.out_dir) / Path(path).name)
 
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if self.random_states is not None:
+            checkpoint[RANDOM_STATES] = self.random_states
+
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        self.random_states = _random_states(runner)  # of every process; the first one writes them
         outdated = self._keep(runner, step)
         runner.message_hub.update_info(REPLACED, outdated)
         name = self.filename_tmpl.format(step)
@@ -127,3 +138,11 @@ class DurableCheckpointHook(CheckpointHook):
         for path in outdated:
             if str(path) not in new:  # a resumed run writes the best of an epoch again
                 self.file_backend.remove(path)
+
+
+def _random_states(runner: Runner) -> list | None:
+    """Return what the RandomStateHook of a run keeps, if it has one; all processes have to call it."""
+    for hook in runner.hooks:
+        if isinstance(hook, RandomStateHook):
+            return hook.gather()
+    return None

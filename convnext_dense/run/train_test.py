@@ -22,6 +22,8 @@ from convnext_dense.engine.durable import write_durably
 from convnext_dense.engine.finite import FiniteModelHook, FiniteStepsHook
 from convnext_dense.engine.inference_hook import PrepareForInferenceHook
 from convnext_dense.engine.load_hook import attach_load_hook
+from convnext_dense.engine.loops import RESUMED_ITERATION
+from convnext_dense.engine.random_state import RandomStateHook
 from convnext_dense.errors import UserError
 from convnext_dense.mmcv_ops import operators_in_use
 from convnext_dense.run.machine import fit_to_machine
@@ -34,6 +36,7 @@ from convnext_dense.run.work_dir import (
     claimed,
     default_work_dir,
     use_durable_checkpoints,
+    use_resumable_loop,
 )
 from convnext_dense.toolkits import check_toolkit
 from convnext_dense.weights.safe_reading import only_safe_loading
@@ -89,9 +92,10 @@ def train(
     _check_data(cfg, 'train')
     if cfg.get('val_dataloader'):
         _check_data(cfg, 'val')
-    start.notes += use_durable_checkpoints(cfg)
+    start.notes += [*use_durable_checkpoints(cfg), *use_resumable_loop(cfg, start)]
+    hooks = [FiniteStepsHook(skip_nonfinite), RandomStateHook(), ReplaceHook(start.replaced)]
     with claimed(cfg.work_dir):
-        _run(cfg, launcher, 'train', start, [FiniteStepsHook(skip_nonfinite), ReplaceHook(start.replaced)])
+        _run(cfg, launcher, 'train', start, hooks)
 
 
 def test(
@@ -208,6 +212,7 @@ def _run(cfg: Config, launcher: str, task: Literal['train', 'test'], start: Star
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner._resume = start.resume
     runner._load_from = SCHEME + start.load_from if start.load_from else None  # read safely, from every source
+    runner.message_hub.update_info(RESUMED_ITERATION, start.meta.get('iter', 0), resumed=False)
     if is_main_process():  # known only now
         print(*changes, *start.notes, sep='\n', flush=True)
     kept = MetricsHook()
