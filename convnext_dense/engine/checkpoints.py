@@ -114,6 +114,15 @@ class DurableCheckpointHook(CheckpointHook):
             else:
                 self.file_backend.remove(path)
 
+    def save_inside_epoch(self, runner: Runner) -> None:
+        """Save after an iteration under ``iter_N.pth``, apart from the checkpoints that are counted and replaced."""
+        template, by_epoch, kept = self.filename_tmpl, self.by_epoch, self.max_keep_ckpts
+        self.filename_tmpl, self.by_epoch, self.max_keep_ckpts = 'iter_{}.pth', False, -1
+        try:
+            self._save_checkpoint(runner)
+        finally:
+            self.filename_tmpl, self.by_epoch, self.max_keep_ckpts = template, by_epoch, kept
+
     def _keep(self, runner: Runner, step: int) -> list[int]:
         """Note that ``step`` is kept, and return the steps whose checkpoints are kept no longer."""
         if self.max_keep_ckpts <= 0:

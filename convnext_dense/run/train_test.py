@@ -23,6 +23,7 @@ from convnext_dense.engine.finite import FiniteModelHook, FiniteStepsHook
 from convnext_dense.engine.inference_hook import PrepareForInferenceHook
 from convnext_dense.engine.load_hook import attach_load_hook
 from convnext_dense.engine.loops import RESUMED_ITERATION
+from convnext_dense.engine.preemption import PreemptionHook, SignalFlag, end_with_parent
 from convnext_dense.engine.random_state import RandomStateHook
 from convnext_dense.errors import UserError
 from convnext_dense.mmcv_ops import operators_in_use
@@ -75,6 +76,8 @@ def train(
     Raises:
         UserError: A file does not exist, or an option does not go with the config.
     """
+    if launcher != 'none':
+        end_with_parent()
     cfg = _read_run_config(config, cfg_options, work_dir, launcher, local_rank)
     if amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
@@ -93,8 +96,9 @@ def train(
     if cfg.get('val_dataloader'):
         _check_data(cfg, 'val')
     start.notes += [*use_durable_checkpoints(cfg), *use_resumable_loop(cfg, start)]
-    hooks = [FiniteStepsHook(skip_nonfinite), RandomStateHook(), ReplaceHook(start.replaced)]
-    with claimed(cfg.work_dir):
+    flag = SignalFlag()
+    hooks = [FiniteStepsHook(skip_nonfinite), RandomStateHook(), ReplaceHook(start.replaced), PreemptionHook(flag)]
+    with claimed(cfg.work_dir), flag.listening():
         _run(cfg, launcher, 'train', start, hooks)
 
 
