@@ -85,8 +85,7 @@ def check_optimizer_fits(optimizer: torch.optim.Optimizer, state_dict: Mapping[s
         if (setting in ours[0]) != (setting in theirs[0]):
             have = 'has' if setting in theirs[0] else 'lacks'
             raise UserError(
-                f'the optimizer in {source} {have} {setting!r}, so it is of another kind than the config'
-                "'s {name}: "
+                f"the optimizer in {source} {have} {setting!r}, so it is of another kind than the config's {name}: "
                 'resume with the optimizer of the first run, or give the file as load_from, without --resume'
             )
 
