@@ -25,6 +25,8 @@ if not _MISSING:
     from convnext_dense.models.isotropic import ConvNeXtIsotropic
     from convnext_dense.models.roadmap import ConvNeXtRoadmap
     from convnext_dense.models.simple_feature_pyramid import SimpleFeaturePyramid
+    from convnext_dense.run.train_test import test as evaluate
+    from convnext_dense.run.train_test import train
     from convnext_dense.swap.swap import swap_backbone
 
     register_all()
@@ -47,8 +49,10 @@ __all__ = [
     'SimpleFeaturePyramid',
     'UserError',
     '__version__',
+    'evaluate',
     'prepare_for_inference',
     'swap_backbone',
+    'train',
 ]
 
 

@@ -78,6 +78,24 @@ class Detections:
             annotations.append(annotation)
         return annotations
 
+    def to_supervision(self) -> Any:
+        """Return the detections as ``supervision.Detections``, with the class names in ``data['class_name']``.
+
+        Raises:
+            UserError: supervision is not installed.
+        """
+        try:
+            from supervision import Detections as SupervisionDetections
+        except ModuleNotFoundError:
+            raise UserError("supervision is not installed: pip install 'convnext-dense[data]'") from None
+        return SupervisionDetections(
+            xyxy=np.asarray(self.boxes, np.float32).reshape(-1, 4),
+            mask=self.masks,
+            confidence=np.asarray(self.scores, np.float32),
+            class_id=np.asarray(self.labels, int),
+            data=dict(class_name=np.array([self.names[label] for label in self.labels], str)),
+        )
+
     def draw(self, image: np.ndarray) -> np.ndarray:
         """Return a copy of ``image`` (height, width, 3), RGB uint8, with boxes, masks, names and scores."""
         picture = image.copy()

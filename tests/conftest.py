@@ -63,6 +63,6 @@ def tool(monkeypatch, capsys):
 def logged(monkeypatch) -> list[str]:
     """The lines that loading logs."""
     lines = []
-    for module in ('models.convnext', 'engine.load_hook', 'weights.sources'):
+    for module in ('models.loading', 'engine.load_hook', 'weights.sources'):
         monkeypatch.setattr(f'convnext_dense.{module}.print_log', lambda text, **_: lines.append(text))
     return lines

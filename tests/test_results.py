@@ -68,6 +68,17 @@ def test_long_runs_equal_pycocotools():
     assert encode_rle(mask)['counts'] == expected['counts'].decode()
 
 
+def test_detections_of_supervision():
+    supervision = pytest.importorskip('supervision')
+    found = two_detections()
+    converted = found.to_supervision()
+    assert isinstance(converted, supervision.Detections) and len(converted) == 2
+    assert converted.xyxy.tolist() == found.boxes.tolist() and converted.class_id.tolist() == found.labels.tolist()
+    assert converted.confidence == pytest.approx(found.scores)
+    assert list(converted.data['class_name']) == [found.names[label] for label in found.labels]
+    assert len(found.above(1.1).to_supervision()) == 0
+
+
 def test_picture_of_detections():
     picture = two_detections().draw(np.zeros((60, 80, 3), np.uint8)[:6, :8].copy())
     assert picture.shape == (6, 8, 3) and picture.dtype == np.uint8

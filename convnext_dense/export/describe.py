@@ -14,7 +14,7 @@ from convnext_dense.errors import UserError
 from convnext_dense.export.whole import FAMILIES, WholeModel
 from convnext_dense.runtime.metadata import FORMAT
 from convnext_dense.version import __version__
-from convnext_dense.weights.sources import licence_of
+from convnext_dense.weights.sources import facts_of
 
 KNOWN_STEPS = ('LoadImageFromFile', 'Resize', 'LoadAnnotations', 'PackDetInputs', 'PackSegInputs')
 PACKAGES = ('torch', 'torchvision', 'onnx', 'onnxscript', 'mmdet', 'mmsegmentation')
@@ -44,7 +44,7 @@ def metadata_of(
         size=list(size) if size else None,
         mean=mean,
         std=std,
-        licence=licence_of(checkpoint).removeprefix('licence of these weights: '),
+        licence=facts_of(checkpoint).licence,
         versions=_versions(),
         **type(whole).settings(model),
     )
