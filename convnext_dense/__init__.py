@@ -4,6 +4,7 @@ Without torch or mmengine nothing is registered, and only what needs neither can
 the tables of archs, ``UserError`` and ``__version__``.
 """
 
+import importlib
 import importlib.util
 from typing import Any
 
@@ -30,6 +31,9 @@ if not _MISSING:
 
     register_all()
 
+# Imported when they are asked for, with what only they need.
+_LAZY = {'Predictor': 'convnext_dense.run.predictor'}
+
 __all__ = [
     'ARCHS',
     'CPUAmpOptimWrapper',
@@ -40,6 +44,7 @@ __all__ = [
     'ConvNeXtRoadmap',
     'ConvNeXtSharedHead',
     'ISOTROPIC_ARCHS',
+    'Predictor',
     'PyramidAdapter',
     'SimpleFeaturePyramid',
     'UserError',
@@ -52,7 +57,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Say what is missing where a public name needs it."""
+    """Import a lazy name, and say what is missing where a public name needs it."""
+    if name in _LAZY and not _MISSING:
+        return getattr(importlib.import_module(_LAZY[name]), name)
     if name in __all__ and _MISSING:
         raise ModuleNotFoundError(
             f'convnext_dense.{name} needs {" and ".join(_MISSING)}, which is not installed; mmengine comes in two '

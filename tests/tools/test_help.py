@@ -83,4 +83,8 @@ def test_help_of_the_benchmark(options):
 def test_help_names_every_format():
     text, _, _ = help_of('tools/convert_checkpoint.py')
     formats = re.search(r'--to \{([^}]*)\}', text)[1]
-    assert formats.split(',') == ['ours', 'official', 'timm', 'torchvision', 'hf', 'mmpretrain'] == list(TARGETS)
+    assert (
+        formats.split(',')
+        == ['ours', 'official', 'timm', 'timm_conv', 'torchvision', 'hf', 'mmpretrain']
+        == list(TARGETS)
+    )
