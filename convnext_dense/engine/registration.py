@@ -18,7 +18,7 @@ from convnext_dense.engine.fsdp import ConvNeXtFSDPStrategy
 from convnext_dense.engine.inference_hook import PrepareForInferenceHook
 from convnext_dense.engine.layer_decay import ConvNeXtLayerDecayConstructor
 from convnext_dense.engine.load_hook import ConvNeXtLoadHook
-from convnext_dense.models.adapters import ConvNeXtSharedHead, PyramidAdapter
+from convnext_dense.models.adapters import ConvNeXtSharedHead, FeatureBatchNorm, PyramidAdapter
 from convnext_dense.models.convnext import ConvNeXt
 from convnext_dense.models.isotropic import ConvNeXtIsotropic
 from convnext_dense.models.roadmap import ConvNeXtRoadmap
@@ -57,6 +57,7 @@ def register_classes() -> None:
             ConvNeXtIsotropic,
             ConvNeXtRoadmap,
             ConvNeXtSharedHead,
+            FeatureBatchNorm,
             PyramidAdapter,
             SimpleFeaturePyramid,
         ),
