@@ -14,16 +14,33 @@ QUICK ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow test-export test-mmcv install lint clean
+.PHONY: demo test test-slow test-first test-others test-slow-first test-slow-others test-export test-mmcv test-versions install lint clean
 
 demo: $(STAMP)
 	$(BIN)/python tools/demo.py $(DEMO_DIR) $(if $(filter-out 0,$(QUICK)),--quick)
 
+# Two processes side by side, since most tests use one core. The second takes every folder that the first does not name.
+FIRST_TESTS := tests/tools tests/export tests/engine tests/runtime tests/faults tests/data_check
+OTHER_TESTS := tests $(FIRST_TESTS:%=--ignore=%)
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	@$(MAKE) --no-print-directory -j2 test-first test-others
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+	@$(MAKE) --no-print-directory -j2 test-slow-first test-slow-others
+
+test-first: $(STAMP)
+	$(PYTEST) $(FIRST_TESTS)
+
+test-others: $(STAMP)
+	$(PYTEST) $(OTHER_TESTS)
+
+test-slow-first: $(STAMP)
+	$(PYTEST) -m slow $(FIRST_TESTS)
+
+test-slow-others: $(STAMP)
+	$(PYTEST) -m slow $(OTHER_TESTS)
 
 test-export: $(STAMP)
 	$(BIN)/python -m pytest -m export
@@ -32,6 +49,20 @@ test-export: $(STAMP)
 test-mmcv:
 	$(MAKE) VENV=.venv-mmcv TOOLKIT=openmmlab MMCV=build install
 	.venv-mmcv/bin/python -m pytest tests/mmcv_ops/compiled.py
+
+# The main path with another torch, and with PYTHON=python3.12 on another Python, in an environment that is removed after.
+# docs/versions.md has the results. The constraints of packages that follow torch or Python are left out.
+VERSIONS_VENV := .venv-versions
+test-versions:
+	@test -n "$(TORCH)" || { echo "error: name a version: make TORCH=2.9.1 test-versions"; exit 1; }
+	rm -rf $(VERSIONS_VENV)
+	$(PYTHON) -m venv $(VERSIONS_VENV)
+	$(VERSIONS_VENV)/bin/python -m pip install -q uv
+	grep -E '^(mm|onedl-|setuptools)' constraints.txt > $(VERSIONS_VENV)/constraints.txt
+	$(VERSIONS_VENV)/bin/uv pip install --python $(VERSIONS_VENV)/bin/python -c $(VERSIONS_VENV)/constraints.txt \
+	  torch==$(TORCH) torchvision setuptools -e '.[$(TOOLKIT),demo,export]'
+	$(VERSIONS_VENV)/bin/python tools/dev/check_versions.py
+	rm -rf $(VERSIONS_VENV)
 
 install: $(STAMP)
 

@@ -1,7 +1,9 @@
 """The wheel, and our configs from any folder and in the toolkits' own tools."""
 
+import configparser
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -10,19 +12,23 @@ from pathlib import Path
 import pytest
 import sklearn.datasets
 from helpers import ROOT
+from packaging import version
 
 pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')
 USERS_TOOLS = (
     'tools/_arguments.py',
     'tools/convert_checkpoint.py',
+    'tools/dataset.py',
     'tools/demo.py',
     'tools/dist_test.sh',
     'tools/dist_train.sh',
     'tools/export.py',
     'tools/get_flops.py',
     'tools/install_mmcv.py',
+    'tools/new_config.py',
     'tools/predict.py',
+    'tools/report.py',
     'tools/slurm_train.sh',
     'tools/swap_backbone.py',
     'tools/test.py',
@@ -134,12 +140,12 @@ train_cfg = dict(max_epochs=1)
         installed / 'convnext_dense/.mim/tools/train.py', 'leaf.py', data=official_names, cwd=tmp_path, path=installed
     )
     assert 'Failed to search registry' not in text
-    assert 'coco/bbox_mAP' in json.loads((tmp_path / 'work_dirs/leaf/metrics.json').read_text())
+    assert 'coco/bbox_mAP' in json.loads((tmp_path / 'work_dirs' / tmp_path.name / 'leaf/metrics.json').read_text())
     photograph = Path(sklearn.datasets.__file__).parent / 'images/china.jpg'
     run(
         installed / 'convnext_dense/.mim/tools/predict.py',
         'leaf.py',
-        'work_dirs/leaf/epoch_1.pth',
+        f'work_dirs/{tmp_path.name}/leaf/epoch_1.pth',
         photograph,
         '--out',
         'predicted',
@@ -183,3 +189,24 @@ def test_toolkits_own_train_script(toolkit, leaf, options, digits, official_name
         script, ROOT / 'configs' / leaf, '--work-dir', tmp_path, '--cfg-options', *options, data=data, cwd=tmp_path
     )
     assert 'layer decay: ' in text and ('coco/bbox_mAP' in text or 'mIoU: ' in text)
+
+
+@pytest.mark.slow
+def test_no_extra_brings_a_second_opencv_or_older_packages():
+    """What uv resolves for all extras of users together, with the constraints and without."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / 'setup.cfg')
+    extras = sorted(set(config['options.extras_require']) - {'onedl', 'test', 'benchmark'})
+    uv = Path(sys.executable).with_name('uv')
+    command = [str(uv), 'pip', 'compile', '-q', '--no-header', '--no-annotate', 'setup.cfg', '--python', sys.executable]
+    for extra in extras:
+        command += ['--extra', extra]
+    pins = dict(re.findall(r'^([\w-]+)==([^\s;]+)', (ROOT / 'constraints.txt').read_text(), re.M))
+    pinned = subprocess.run([*command, '-c', 'constraints.txt'], cwd=ROOT, text=True, capture_output=True, check=True)
+    newest = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True)
+    for done in (pinned, newest):
+        found = dict(re.findall(r'^([\w-]+)==(\S+)', done.stdout, re.M))
+        assert [name for name in found if name.startswith('opencv')] == ['opencv-python']
+        for name in ('pillow', 'numpy', 'transformers'):
+            if name in found:
+                assert version.parse(found[name]) >= version.parse(pins[name]), name

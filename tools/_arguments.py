@@ -32,7 +32,7 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Add what training and testing share, named as in mmdet's and mmseg's tools."""
     parser.add_argument(
-        '--work-dir', help='folder for logs, checkpoints and metrics.json; default work_dirs/NAME_OF_THE_CONFIG'
+        '--work-dir', help='folder for logs, checkpoints and metrics.json; default work_dirs/FOLDER/NAME of the config'
     )
     parser.add_argument(
         '--launcher',
@@ -41,3 +41,10 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         help='how several processes were started',
     )
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed.launch')
+    parser.add_argument(
+        '--no-data-check',
+        dest='data_check',
+        action='store_false',
+        help='do not check annotations, images and label maps before the first iteration',
+    )
+    parser.add_argument('--decode', action='store_true', help='decode every image in that check, not its header alone')

@@ -14,11 +14,13 @@ from dataclasses import replace
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from convnext_dense.engine.fsdp import is_sharded, state_of, whole_parameters
 from convnext_dense.engine.statistics import check_statistics
+from convnext_dense.engine.training_state import check_optimizer_fits, check_training_state
 from convnext_dense.errors import UserError
 from convnext_dense.models.loading import FITTED, PretrainedModule
 from convnext_dense.weights.dialects import WRAPPED_MODULES
@@ -46,17 +48,16 @@ class ConvNeXtLoadHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         strip_code(checkpoint)
-        if runner._resume and not {'meta', 'message_hub'} <= checkpoint.keys():
-            raise UserError(
-                'the checkpoint holds no state of a training to resume: give it as load_from, without '
-                '--resume, to start from its weights'
-            )
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
         with whole_parameters(runner.model):
             fit_checkpoint(model, checkpoint, self.whole_model or runner._resume)
-        source = (runner._load_from or '').removeprefix(SCHEME)
+        source = str(runner._load_from or '').removeprefix(SCHEME)
+        if runner._resume:
+            check_training_state(checkpoint, source, bool(getattr(runner, 'param_schedulers', None)))
+            if isinstance(runner.optim_wrapper, OptimWrapper) and not is_sharded(runner.model):
+                check_optimizer_fits(runner.optim_wrapper.optimizer, checkpoint['optimizer'], source)
         facts = facts_of(source, checkpoint) if source else Known()
         for module in model.modules():
             if isinstance(module, PretrainedModule) and facts != Known():

@@ -9,15 +9,31 @@ import importlib.metadata
 import importlib.util
 
 from mmengine.config.utils import MODULE2PACKAGE
-from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, STRATEGIES, Registry, root
+from mmengine.fileio import register_backend
+from mmengine.registry import (
+    DATA_SAMPLERS,
+    DATASETS,
+    HOOKS,
+    LOOPS,
+    MODELS,
+    OPTIM_WRAPPER_CONSTRUCTORS,
+    OPTIM_WRAPPERS,
+    STRATEGIES,
+    Registry,
+    root,
+)
 from mmengine.runner import CheckpointLoader
 
 from convnext_dense import mmcv_ops
+from convnext_dense.engine.checkpoints import BACKEND, DurableBackend, DurableCheckpointHook
 from convnext_dense.engine.cpu_amp import CPUAmpOptimWrapper
+from convnext_dense.engine.finite import FiniteModelHook, FiniteStepsHook
 from convnext_dense.engine.fsdp import ConvNeXtFSDPStrategy
 from convnext_dense.engine.inference_hook import PrepareForInferenceHook
 from convnext_dense.engine.layer_decay import ConvNeXtLayerDecayConstructor
 from convnext_dense.engine.load_hook import ConvNeXtLoadHook
+from convnext_dense.engine.loops import ResumableEpochLoop, ResumableIterLoop
+from convnext_dense.engine.random_state import RandomStateHook, SeededBatchSampler, SeededDataset
 from convnext_dense.models.adapters import ConvNeXtSharedHead, FeatureBatchNorm, PyramidAdapter
 from convnext_dense.models.convnext import ConvNeXt
 from convnext_dense.models.isotropic import ConvNeXtIsotropic
@@ -61,7 +77,17 @@ def register_classes() -> None:
             PyramidAdapter,
             SimpleFeaturePyramid,
         ),
-        HOOKS: (ConvNeXtLoadHook, PrepareForInferenceHook),
+        HOOKS: (
+            ConvNeXtLoadHook,
+            DurableCheckpointHook,
+            FiniteModelHook,
+            FiniteStepsHook,
+            PrepareForInferenceHook,
+            RandomStateHook,
+        ),
+        DATA_SAMPLERS: (SeededBatchSampler,),
+        DATASETS: (SeededDataset,),
+        LOOPS: (ResumableEpochLoop, ResumableIterLoop),
         OPTIM_WRAPPERS: (CPUAmpOptimWrapper,),
         OPTIM_WRAPPER_CONSTRUCTORS: (ConvNeXtLayerDecayConstructor,),
         STRATEGIES: (ConvNeXtFSDPStrategy,),
@@ -70,6 +96,7 @@ def register_classes() -> None:
         for member in members:
             if registry.module_dict.get(member.__name__) is not member:
                 registry.register_module(module=member)
+    register_backend(BACKEND, DurableBackend, force=True)
 
 
 def register_scope() -> None:

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -15,16 +15,34 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 from mmengine.dist import is_distributed, is_main_process
+from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
+from convnext_dense.data_check.loading_errors import name_paths_in_errors
+from convnext_dense.data_check.splits import innermost_datasets
+from convnext_dense.engine.durable import write_durably
+from convnext_dense.engine.finite import FiniteModelHook, FiniteStepsHook
 from convnext_dense.engine.inference_hook import PrepareForInferenceHook
 from convnext_dense.engine.load_hook import attach_load_hook
+from convnext_dense.engine.loops import RESUMED_ITERATION
+from convnext_dense.engine.preemption import PreemptionHook, SignalFlag, end_with_parent
+from convnext_dense.engine.random_state import RandomStateHook
 from convnext_dense.errors import UserError
-from convnext_dense.mmcv_ops import operators_in_use
-from convnext_dense.run.machine import fit_to_machine
-from convnext_dense.run.metrics import MetricsHook, metrics_table
+from convnext_dense.run.data import prepare_data
+from convnext_dense.run.machine import describe_operators, fit_to_machine
+from convnext_dense.run.metrics import MetricsHook, metrics_json, metrics_table
 from convnext_dense.run.options import DATA_VARIABLE, nested_dicts, read_config
+from convnext_dense.run.watching import ProgressHook, add_trackers, memory_errors
+from convnext_dense.run.work_dir import (
+    ReplaceHook,
+    Start,
+    choose_start,
+    claimed,
+    default_work_dir,
+    use_durable_checkpoints,
+    use_resumable_loop,
+)
 from convnext_dense.toolkits import check_toolkit
 from convnext_dense.weights.safe_reading import only_safe_loading
 from convnext_dense.weights.sources import SCHEME, check_source
@@ -42,22 +60,37 @@ def train(
     amp: bool = False,
     auto_scale_lr: bool = False,
     resume: str | None = None,
-) -> None:
+    skip_nonfinite: int = 0,
+    data_check: bool = True,
+    decode: bool = False,
+    overwrite: bool = False,
+    track: Sequence[str] = (),
+) -> dict[str, float]:
     """Train a detector or segmentor; print the metrics of the last validation and write them to ``metrics.json``.
 
     Args:
         config: A config file of mmdet or mmseg.
         cfg_options: Changes of the config, see :func:`convnext_dense.run.options.read_config`.
-        work_dir: Folder for logs, checkpoints and metrics; default ``work_dirs/NAME_OF_THE_CONFIG``.
+        work_dir: Folder for logs, checkpoints and metrics; default ``work_dirs/FOLDER/NAME`` of the config.
         launcher: How several processes were started: 'none', 'pytorch', 'slurm' or 'mpi'.
         local_rank: Number of this process on its machine, for launchers that set no ``LOCAL_RANK``.
         amp: Use mixed precision; in bfloat16 on CPUs, unless the config says otherwise.
         auto_scale_lr: Scale the learning rate linearly with the batch over all GPUs.
-        resume: A checkpoint to continue from, or 'auto' for the last one in the work folder.
+        resume: A checkpoint to continue from, or 'auto' for the newest one in the work folder that can be read.
+        skip_nonfinite: How many steps in a row with a loss or gradient that is not finite are skipped; one more stops.
+        data_check, decode: Check the data first, and decode every image in that; see
+            :func:`convnext_dense.data_check.check.check_data`.
+        overwrite: Replace the checkpoints of an earlier run in the work folder; without it they end the program.
+        track: Trackers of experiments, see :data:`convnext_dense.run.watching.TRACKERS`.
+
+    Returns:
+        The metrics of the last validation by mmengine's names; empty without one, and in all processes but the first.
 
     Raises:
         UserError: A file does not exist, or an option does not go with the config.
     """
+    if launcher != 'none':
+        end_with_parent()
     cfg = _read_run_config(config, cfg_options, work_dir, launcher, local_rank)
     if amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
@@ -71,15 +104,18 @@ def train(
                 '--cfg-options auto_scale_lr.base_batch_size=16'
             )
         cfg.auto_scale_lr.enable = True
-    if resume:
-        cfg.resume = True
-        cfg.load_from = None if resume == 'auto' else resume
-    if cfg.get('load_from'):
-        check_source(cfg.load_from, 'checkpoint')
+    start = choose_start(cfg, config, resume, overwrite)
     _check_data(cfg, 'train')
     if cfg.get('val_dataloader'):
         _check_data(cfg, 'val')
-    _run(cfg, launcher, 'train')
+    add_trackers(cfg, track)
+    start.notes += [*use_durable_checkpoints(cfg), *use_resumable_loop(cfg, start)]
+    flag = SignalFlag()
+    hooks = [FiniteStepsHook(skip_nonfinite), RandomStateHook(), ReplaceHook(start.replaced), PreemptionHook(flag)]
+    with claimed(cfg.work_dir):
+        prepare_data(cfg, ('train', 'val'), launcher, check=data_check, decode=decode)
+        with flag.listening():
+            return _run(cfg, launcher, 'train', start, hooks)
 
 
 def test(
@@ -93,22 +129,26 @@ def test(
     tta: bool = False,
     show_dir: str | None = None,
     out: str | None = None,
-) -> None:
+    data_check: bool = True,
+    decode: bool = False,
+) -> dict[str, float]:
     """Test a detector or segmentor; print its metrics and write them to ``metrics.json``.
 
     Args:
-        config, cfg_options, work_dir, launcher, local_rank: As for :func:`train`.
+        config, cfg_options, work_dir, launcher, local_rank, data_check, decode: As for :func:`train`.
         checkpoint: A file with every tensor of the model.
         tta: Use the multi-scale and flip test, see :func:`use_test_time_augmentation`.
         show_dir: Draw predictions beside ground truth into this folder.
         out: Keep the predictions: a .pkl file for detectors, a folder of label maps for segmentors.
+
+    Returns:
+        The metrics by mmengine's names; empty in all processes but the first.
 
     Raises:
         UserError: A file does not exist, or an option does not go with the config.
     """
     check_source(checkpoint, 'checkpoint')
     cfg = _read_run_config(config, cfg_options, work_dir, launcher, local_rank)
-    cfg.load_from = checkpoint
     if tta:
         use_test_time_augmentation(cfg)
     if show_dir:
@@ -116,7 +156,8 @@ def test(
     if out:
         _keep_predictions(cfg, out)
     _check_data(cfg, 'test')
-    _run(cfg, launcher, 'test')
+    prepare_data(cfg, ('test',), launcher, check=data_check, decode=decode)
+    return _run(cfg, launcher, 'test', Start(checkpoint))
 
 
 def _read_run_config(
@@ -126,7 +167,7 @@ def _read_run_config(
     os.environ.setdefault('LOCAL_RANK', str(local_rank))
     cfg = read_config(config, cfg_options)
     cfg.launcher = launcher
-    cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(config).stem)
+    cfg.work_dir = work_dir or cfg.get('work_dir') or default_work_dir(config)
     return cfg
 
 
@@ -186,37 +227,52 @@ def _augment_segmentor(cfg: Config) -> None:
 
 
 @only_safe_loading()
-def _run(cfg: Config, launcher: str, task: Literal['train', 'test']) -> None:
-    """Run mmengine's runner, print the table of its metrics and write them to ``metrics.json``."""
+def _run(
+    cfg: Config, launcher: str, task: Literal['train', 'test'], start: Start, hooks: Sequence[Hook] = ()
+) -> dict[str, float]:
+    """Run mmengine's runner with our hooks, print its metrics, write them to ``metrics.json`` and return them."""
     check_toolkit(cfg.get('default_scope') or 'mmengine')
-    changes = [f"mmcv's operators are {operators_in_use()}", *fit_to_machine(cfg, launcher)]
+    lines = [*describe_operators(), *fit_to_machine(cfg, launcher)]
     if launcher == 'pytorch' and get_device() == 'cpu' and not is_distributed():
         torch.distributed.init_process_group('gloo')  # mmengine's own set-up chooses a GPU first
-    if cfg.get('resume') and not cfg.get('load_from'):
-        cfg.load_from = find_latest_checkpoint(cfg.work_dir)
-    if cfg.get('load_from'):
-        cfg.load_from = SCHEME + cfg.load_from  # read safely, from every source
+    # What is loaded is not in the config, which the runner writes to the work folder: that file can be trained again.
+    cfg.resume, cfg.load_from = False, (cfg.get('load_from') or '').removeprefix(SCHEME) or None
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner._resume = start.resume
+    runner._load_from = SCHEME + start.load_from if start.load_from else None  # read safely, from every source
+    runner.message_hub.update_info(RESUMED_ITERATION, start.meta.get('iter', 0), resumed=False)
     if is_main_process():  # known only now
-        print(*changes, sep='\n', flush=True)
+        print(*lines, *start.notes, sep='\n', flush=True)
+    name_paths_in_errors(runner)
     kept = MetricsHook()
     runner.register_hook(kept)
     attach_load_hook(runner, whole_model=task == 'test')
-    runner.register_hook(PrepareForInferenceHook())
-    getattr(runner, task)()
+    for hook in (*hooks, PrepareForInferenceHook(), FiniteModelHook()):
+        runner.register_hook(hook)
+    if sys.stdout.isatty():
+        runner.register_hook(ProgressHook())
+    with memory_errors():
+        getattr(runner, task)()
     if not is_main_process():
-        return
+        return {}
     if kept.metrics is None:
         print(f'\nnothing was evaluated in this run (iteration {runner.iter})')
-        return
+        return {}
     path = Path(runner.work_dir) / 'metrics.json'
-    path.write_text(json.dumps({key: float(value) for key, value in kept.metrics.items()}, indent=2) + '\n')
+    text, undefined = metrics_json(kept.metrics)
+    write_durably(path, text)
+    if undefined:
+        print(
+            f'\nnot defined, null in {path.name}: {", ".join(undefined)} (nothing to measure it on, as for a class '
+            'that no label of the split has)'
+        )
     print(f'\n{metrics_table(kept.metrics)}\n\nwritten to {path}')
+    return {key: float(value) for key, value in kept.metrics.items()}
 
 
 def _check_data(cfg: Config, split: str) -> None:
     """Raise UserError unless every local file and folder of a split exists, before a model is built."""
-    for dataset in _innermost_datasets(cfg[f'{split}_dataloader']['dataset']):
+    for _, dataset in innermost_datasets(cfg[f'{split}_dataloader']['dataset']):
         root = dataset.get('data_root') or ''
         sources = [dataset.get('ann_file'), *(dataset.get('data_prefix') or {}).values()]
         for source in sources:
@@ -229,19 +285,6 @@ def _check_data(cfg: Config, split: str) -> None:
                     'coco/ and ade/, or --cfg-options data_root=FOLDER; the README says how data are laid out and '
                     'how convnext_dense.sample_data makes a small set to try'
                 )
-
-
-def _innermost_datasets(dataset: Mapping) -> Iterator[Mapping]:
-    """Yield the data sets inside wrappers such as RepeatDataset and ConcatDataset."""
-    if dataset.get('datasets'):
-        wrapped = dataset['datasets']
-    elif 'dataset' in dataset:
-        wrapped = [dataset['dataset']]
-    else:
-        yield dataset
-        return
-    for part in wrapped:
-        yield from _innermost_datasets(part)
 
 
 def _draw_into(cfg: Config, folder: Path) -> None:
