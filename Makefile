@@ -14,7 +14,7 @@ QUICK ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow test-export test-mmcv install lint clean
+.PHONY: demo test test-slow test-export test-mmcv test-versions install lint clean
 
 demo: $(STAMP)
 	$(BIN)/python tools/demo.py $(DEMO_DIR) $(if $(filter-out 0,$(QUICK)),--quick)
@@ -32,6 +32,20 @@ test-export: $(STAMP)
 test-mmcv:
 	$(MAKE) VENV=.venv-mmcv TOOLKIT=openmmlab MMCV=build install
 	.venv-mmcv/bin/python -m pytest tests/mmcv_ops/compiled.py
+
+# The main path with another torch, and with PYTHON=python3.12 on another Python, in an environment that is removed after.
+# docs/versions.md has the results. The constraints of packages that follow torch or Python are left out.
+VERSIONS_VENV := .venv-versions
+test-versions:
+	@test -n "$(TORCH)" || { echo "error: name a version: make TORCH=2.9.1 test-versions"; exit 1; }
+	rm -rf $(VERSIONS_VENV)
+	$(PYTHON) -m venv $(VERSIONS_VENV)
+	$(VERSIONS_VENV)/bin/python -m pip install -q uv
+	grep -E '^(mm|onedl-|setuptools)' constraints.txt > $(VERSIONS_VENV)/constraints.txt
+	$(VERSIONS_VENV)/bin/uv pip install --python $(VERSIONS_VENV)/bin/python -c $(VERSIONS_VENV)/constraints.txt \
+	  torch==$(TORCH) torchvision setuptools -e '.[$(TOOLKIT),demo,export]'
+	$(VERSIONS_VENV)/bin/python tools/dev/check_versions.py
+	rm -rf $(VERSIONS_VENV)
 
 install: $(STAMP)
 

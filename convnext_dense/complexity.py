@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from convnext_dense.errors import UserError
 from convnext_dense.models.convnext import ConvNeXt
+from convnext_dense.models.isotropic import ConvNeXtIsotropic
 from convnext_dense.toolkits import check_toolkit
 
 NUM_BOX_ROIS, NUM_MASK_ROIS = 1000, 100  # for each stage of a cascade; the rule behind Table 3 of the paper
@@ -60,7 +61,7 @@ ELEMENTWISE = """
     relu rsqrt rsub sigmoid silu sin softplus sqrt sub tanh where
 """
 REDUCTIONS = """
-    _log_softmax _safe_softmax _softmax amax amin argmax linalg_vector_norm max mean min sum
+    _log_softmax _safe_softmax _softmax amax amin argmax linalg_vector_norm max mean min sum var
 """
 POOLING = """
     _adaptive_avg_pool2d avg_pool2d max_pool2d_with_indices
@@ -208,6 +209,18 @@ def count_classifier(arch: str, side: int) -> Complexity:
     """
     with torch.device('meta'):
         backbone = ConvNeXt(arch, out_indices=3)
+    return _count_classifier(backbone, side)
+
+
+def count_isotropic_classifier(arch: str, side: int) -> Complexity:
+    """Count the ImageNet classifier of an isotropic arch, as :func:`count_classifier` does."""
+    with torch.device('meta'):
+        backbone = ConvNeXtIsotropic(arch)
+    return _count_classifier(backbone, side)
+
+
+def _count_classifier(backbone: ConvNeXt | ConvNeXtIsotropic, side: int) -> Complexity:
+    with torch.device('meta'):
         model = nn.ModuleDict(dict(backbone=backbone, head=nn.Linear(backbone.channels[-1], 1000))).eval()
     return _count(model, _run_classifier, (side, side))
 

@@ -41,3 +41,10 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         help='how several processes were started',
     )
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed.launch')
+    parser.add_argument(
+        '--no-data-check',
+        dest='data_check',
+        action='store_false',
+        help='do not check annotations, images and label maps before the first iteration',
+    )
+    parser.add_argument('--decode', action='store_true', help='decode every image in that check, not its header alone')

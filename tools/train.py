@@ -29,6 +29,13 @@ def main() -> None:
         metavar='N',
         help='skip up to N steps in a row whose loss or gradients are NaN or infinite; default 0: stop at the first',
     )
+    parser.add_argument(
+        '--track',
+        nargs='+',
+        default=[],
+        metavar='TRACKER',
+        help='also follow the run in tensorboard, mlflow, wandb, clearml, neptune, dvclive or aim',
+    )
     args = parser.parse_args()
 
     from convnext_dense.run.options import errors_as_sentences

@@ -75,13 +75,13 @@ def check_optimizer_fits(optimizer: torch.optim.Optimizer, state_dict: Mapping[s
         return
     ours, theirs = optimizer.param_groups, state_dict['param_groups']
     sizes, found = [len(group['params']) for group in ours], [len(group['params']) for group in theirs]
-    name = type(optimizer).__name__
     if sizes != found:
         raise UserError(
             f'the optimizer in {source} has {sum(found)} parameters in {len(found)} groups, that of the config '
             f'{sum(sizes)} in {len(sizes)}: resume with the model, optimizer and layer decay of the first run, or give '
             'the file as load_from, without --resume'
         )
+    name = type(optimizer).__name__
     for setting in OPTIMIZER_SETTINGS:
         if (setting in ours[0]) != (setting in theirs[0]):
             have = 'has' if setting in theirs[0] else 'lacks'

@@ -74,6 +74,14 @@ def operators_in_use() -> str:
     return f'provided: {mmcv} with operators of torchvision {peers["torchvision"]} and torch {peers.get("torch", "")}'
 
 
+def has_compiled_operators() -> bool:
+    """Return whether mmcv is installed with operators of its own."""
+    if importlib.util.find_spec('mmcv') is None:
+        return False
+    spec = importlib.util.find_spec(EXTENSION)
+    return spec is not None and not isinstance(spec.loader, ExtensionLoader)
+
+
 def mixed_distributions() -> str | None:
     """Say in one sentence what is wrong where several distributions share the folder ``mmcv``, else give None.
 

@@ -10,6 +10,7 @@ import yaml
 from convnext_dense.archs import ARCHS
 from convnext_dense.complexity import PARTS, Complexity, count, count_classifier
 from convnext_dense.errors import UserError
+from convnext_dense.roadmap_table import SIDE, text_lines
 from convnext_dense.run.options import height_and_width, read_config
 
 # The repository's folders configs/ and tools/ are below .mim, in an installed package too.
@@ -23,19 +24,27 @@ LEGEND = (
 )
 
 
-def flops_table(configs: Sequence[str], whole_zoo: bool = False, shape: str | None = None) -> Iterator[str]:
+def flops_table(
+    configs: Sequence[str], whole_zoo: bool = False, shape: str | None = None, roadmap: bool = False
+) -> Iterator[str]:
     """Yield the lines of the table, each as soon as it is counted.
 
     Args:
-        configs: Config files of mmdet or mmseg; empty with ``whole_zoo``.
+        configs: Config files of mmdet or mmseg; empty with ``whole_zoo`` or ``roadmap``.
         whole_zoo: Count every config of the model zoo, and every arch as the ImageNet classifier.
+        roadmap: Count the steps from ResNet to ConvNeXt, at the size that the paper counts them at.
         shape: Size of the images as HEIGHTxWIDTH; default :func:`convnext_dense.complexity.image_shape`.
 
     Raises:
         UserError: Nothing or too much was asked for, or a model cannot be counted.
     """
-    if bool(configs) == whole_zoo:
-        raise UserError('give config files or --all')
+    if [bool(configs), whole_zoo, roadmap].count(True) != 1:
+        raise UserError('give config files, --all or --roadmap')
+    if roadmap:
+        if shape:
+            raise UserError(f'--roadmap counts at {SIDE}x{SIDE}, as the paper does: leave out --shape')
+        yield from text_lines()
+        return
     size = height_and_width(shape) if shape else None
     yield _line('', 'image', COLUMNS)
     for name, path in zoo_configs() if whole_zoo else zip(configs, configs):

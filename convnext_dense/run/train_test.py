@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,8 @@ from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from convnext_dense.data_check.loading_errors import name_paths_in_errors
+from convnext_dense.data_check.splits import innermost_datasets
 from convnext_dense.engine.durable import write_durably
 from convnext_dense.engine.finite import FiniteModelHook, FiniteStepsHook
 from convnext_dense.engine.inference_hook import PrepareForInferenceHook
@@ -26,10 +29,11 @@ from convnext_dense.engine.loops import RESUMED_ITERATION
 from convnext_dense.engine.preemption import PreemptionHook, SignalFlag, end_with_parent
 from convnext_dense.engine.random_state import RandomStateHook
 from convnext_dense.errors import UserError
-from convnext_dense.mmcv_ops import operators_in_use
-from convnext_dense.run.machine import fit_to_machine
+from convnext_dense.run.data import prepare_data
+from convnext_dense.run.machine import describe_operators, fit_to_machine
 from convnext_dense.run.metrics import MetricsHook, metrics_json, metrics_table
 from convnext_dense.run.options import DATA_VARIABLE, nested_dicts, read_config
+from convnext_dense.run.watching import ProgressHook, add_trackers, memory_errors
 from convnext_dense.run.work_dir import (
     ReplaceHook,
     Start,
@@ -57,8 +61,11 @@ def train(
     auto_scale_lr: bool = False,
     resume: str | None = None,
     skip_nonfinite: int = 0,
+    data_check: bool = True,
+    decode: bool = False,
     overwrite: bool = False,
-) -> None:
+    track: Sequence[str] = (),
+) -> dict[str, float]:
     """Train a detector or segmentor; print the metrics of the last validation and write them to ``metrics.json``.
 
     Args:
@@ -71,7 +78,13 @@ def train(
         auto_scale_lr: Scale the learning rate linearly with the batch over all GPUs.
         resume: A checkpoint to continue from, or 'auto' for the newest one in the work folder that can be read.
         skip_nonfinite: How many steps in a row with a loss or gradient that is not finite are skipped; one more stops.
+        data_check, decode: Check the data first, and decode every image in that; see
+            :func:`convnext_dense.data_check.check.check_data`.
         overwrite: Replace the checkpoints of an earlier run in the work folder; without it they end the program.
+        track: Trackers of experiments, see :data:`convnext_dense.run.watching.TRACKERS`.
+
+    Returns:
+        The metrics of the last validation by mmengine's names; empty without one, and in all processes but the first.
 
     Raises:
         UserError: A file does not exist, or an option does not go with the config.
@@ -95,11 +108,14 @@ def train(
     _check_data(cfg, 'train')
     if cfg.get('val_dataloader'):
         _check_data(cfg, 'val')
+    add_trackers(cfg, track)
     start.notes += [*use_durable_checkpoints(cfg), *use_resumable_loop(cfg, start)]
     flag = SignalFlag()
     hooks = [FiniteStepsHook(skip_nonfinite), RandomStateHook(), ReplaceHook(start.replaced), PreemptionHook(flag)]
-    with claimed(cfg.work_dir), flag.listening():
-        _run(cfg, launcher, 'train', start, hooks)
+    with claimed(cfg.work_dir):
+        prepare_data(cfg, ('train', 'val'), launcher, check=data_check, decode=decode)
+        with flag.listening():
+            return _run(cfg, launcher, 'train', start, hooks)
 
 
 def test(
@@ -113,15 +129,20 @@ def test(
     tta: bool = False,
     show_dir: str | None = None,
     out: str | None = None,
-) -> None:
+    data_check: bool = True,
+    decode: bool = False,
+) -> dict[str, float]:
     """Test a detector or segmentor; print its metrics and write them to ``metrics.json``.
 
     Args:
-        config, cfg_options, work_dir, launcher, local_rank: As for :func:`train`.
+        config, cfg_options, work_dir, launcher, local_rank, data_check, decode: As for :func:`train`.
         checkpoint: A file with every tensor of the model.
         tta: Use the multi-scale and flip test, see :func:`use_test_time_augmentation`.
         show_dir: Draw predictions beside ground truth into this folder.
         out: Keep the predictions: a .pkl file for detectors, a folder of label maps for segmentors.
+
+    Returns:
+        The metrics by mmengine's names; empty in all processes but the first.
 
     Raises:
         UserError: A file does not exist, or an option does not go with the config.
@@ -135,7 +156,8 @@ def test(
     if out:
         _keep_predictions(cfg, out)
     _check_data(cfg, 'test')
-    _run(cfg, launcher, 'test', Start(checkpoint))
+    prepare_data(cfg, ('test',), launcher, check=data_check, decode=decode)
+    return _run(cfg, launcher, 'test', Start(checkpoint))
 
 
 def _read_run_config(
@@ -205,10 +227,12 @@ def _augment_segmentor(cfg: Config) -> None:
 
 
 @only_safe_loading()
-def _run(cfg: Config, launcher: str, task: Literal['train', 'test'], start: Start, hooks: Sequence[Hook] = ()) -> None:
-    """Run mmengine's runner with our hooks, print the table of its metrics and write them to ``metrics.json``."""
+def _run(
+    cfg: Config, launcher: str, task: Literal['train', 'test'], start: Start, hooks: Sequence[Hook] = ()
+) -> dict[str, float]:
+    """Run mmengine's runner with our hooks, print its metrics, write them to ``metrics.json`` and return them."""
     check_toolkit(cfg.get('default_scope') or 'mmengine')
-    changes = [f"mmcv's operators are {operators_in_use()}", *fit_to_machine(cfg, launcher)]
+    lines = [*describe_operators(), *fit_to_machine(cfg, launcher)]
     if launcher == 'pytorch' and get_device() == 'cpu' and not is_distributed():
         torch.distributed.init_process_group('gloo')  # mmengine's own set-up chooses a GPU first
     # What is loaded is not in the config, which the runner writes to the work folder: that file can be trained again.
@@ -218,18 +242,22 @@ def _run(cfg: Config, launcher: str, task: Literal['train', 'test'], start: Star
     runner._load_from = SCHEME + start.load_from if start.load_from else None  # read safely, from every source
     runner.message_hub.update_info(RESUMED_ITERATION, start.meta.get('iter', 0), resumed=False)
     if is_main_process():  # known only now
-        print(*changes, *start.notes, sep='\n', flush=True)
+        print(*lines, *start.notes, sep='\n', flush=True)
+    name_paths_in_errors(runner)
     kept = MetricsHook()
     runner.register_hook(kept)
     attach_load_hook(runner, whole_model=task == 'test')
     for hook in (*hooks, PrepareForInferenceHook(), FiniteModelHook()):
         runner.register_hook(hook)
-    getattr(runner, task)()
+    if sys.stdout.isatty():
+        runner.register_hook(ProgressHook())
+    with memory_errors():
+        getattr(runner, task)()
     if not is_main_process():
-        return
+        return {}
     if kept.metrics is None:
         print(f'\nnothing was evaluated in this run (iteration {runner.iter})')
-        return
+        return {}
     path = Path(runner.work_dir) / 'metrics.json'
     text, undefined = metrics_json(kept.metrics)
     write_durably(path, text)
@@ -239,11 +267,12 @@ def _run(cfg: Config, launcher: str, task: Literal['train', 'test'], start: Star
             'that no label of the split has)'
         )
     print(f'\n{metrics_table(kept.metrics)}\n\nwritten to {path}')
+    return {key: float(value) for key, value in kept.metrics.items()}
 
 
 def _check_data(cfg: Config, split: str) -> None:
     """Raise UserError unless every local file and folder of a split exists, before a model is built."""
-    for dataset in _innermost_datasets(cfg[f'{split}_dataloader']['dataset']):
+    for _, dataset in innermost_datasets(cfg[f'{split}_dataloader']['dataset']):
         root = dataset.get('data_root') or ''
         sources = [dataset.get('ann_file'), *(dataset.get('data_prefix') or {}).values()]
         for source in sources:
@@ -256,19 +285,6 @@ def _check_data(cfg: Config, split: str) -> None:
                     'coco/ and ade/, or --cfg-options data_root=FOLDER; the README says how data are laid out and '
                     'how convnext_dense.sample_data makes a small set to try'
                 )
-
-
-def _innermost_datasets(dataset: Mapping) -> Iterator[Mapping]:
-    """Yield the data sets inside wrappers such as RepeatDataset and ConcatDataset."""
-    if dataset.get('datasets'):
-        wrapped = dataset['datasets']
-    elif 'dataset' in dataset:
-        wrapped = [dataset['dataset']]
-    else:
-        yield dataset
-        return
-    for part in wrapped:
-        yield from _innermost_datasets(part)
 
 
 def _draw_into(cfg: Config, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import mmap as memory_map
 import os
 import pickle
@@ -181,6 +182,19 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(
             f'{path} ends early or is no safetensors file ({clause(str(error))}): get the file again'
         ) from error
+
+
+def safetensors_metadata(path: Path) -> dict[str, str]:
+    """Return what the header of a safetensors file says beside the tensors; nothing if it cannot be read."""
+    with path.open('rb') as file:
+        size = int.from_bytes(file.read(8), 'little')
+        if size > path.stat().st_size:
+            return {}
+        try:
+            metadata = json.loads(file.read(size)).get('__metadata__')
+        except (ValueError, AttributeError):
+            return {}
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def strip_code(checkpoint: Any) -> None:

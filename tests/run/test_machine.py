@@ -4,7 +4,7 @@ import pytest
 from helpers import ROOT
 from mmengine.config import Config
 
-from convnext_dense.run.machine import fit_to_machine
+from convnext_dense.run.machine import describe_operators, fit_to_machine
 
 pytest.importorskip('mmdet')
 CASCADE_B = ROOT / 'configs/cascade_mask_rcnn/convnext_b_3x_coco.py'
@@ -48,3 +48,44 @@ def test_several_processes_on_cpus_are_wrapped_without_a_device(on_cpu):
     assert fit_to_machine(cfg, 'pytorch') == ['no GPU here: SyncBN runs as BN']
     assert cfg.model.norms[0].type == cfg.model.norms[1][0].type == 'BN'
     assert cfg.model_wrapper_cfg.type == 'MMDistributedDataParallel' and cfg.model_wrapper_cfg.device_ids is None
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    monkeypatch.setattr('convnext_dense.run.machine.has_compiled_operators', lambda: True)
+
+
+def test_compiled_roi_align_is_replaced_on_a_cpu(on_cpu, compiled):
+    cfg = Config.fromfile(CASCADE_B)
+    head = cfg.model.roi_head
+    head.mask_roi_extractor.roi_layer.pool_mode = 'max'  # torchvision's knows averages only
+    assert fit_to_machine(cfg, 'none')[1:-1] == [
+        "no GPU here: 1 RoIAlign of the model use torchvision's kernel, which is faster on CPUs; "
+        '--cfg-options torchvision_roi_align=False keeps that of mmcv'
+    ]
+    assert head.bbox_roi_extractor.roi_layer.use_torchvision is True
+    assert 'use_torchvision' not in head.mask_roi_extractor.roi_layer
+
+
+@pytest.mark.parametrize('reason', ['option', 'own setting', 'GPU', 'provided operators'])
+def test_roi_align_stays(on_cpu, compiled, monkeypatch, reason):
+    cfg = Config.fromfile(CASCADE_B)
+    layers = [cfg.model.roi_head[f'{name}_roi_extractor'].roi_layer for name in ('bbox', 'mask')]
+    if reason == 'option':
+        cfg.merge_from_dict(dict(torchvision_roi_align=False))
+    elif reason == 'own setting':
+        for layer in layers:
+            layer.use_torchvision = False
+    elif reason == 'GPU':
+        monkeypatch.setattr('convnext_dense.run.machine.get_device', lambda: 'cuda')
+    else:
+        monkeypatch.setattr('convnext_dense.run.machine.has_compiled_operators', lambda: False)
+    before = [dict(layer) for layer in layers]
+    assert not [line for line in fit_to_machine(cfg, 'none') if 'RoIAlign' in line]
+    assert [dict(layer) for layer in layers] == before
+
+
+def test_a_mixture_of_distributions_is_said(monkeypatch):
+    monkeypatch.setattr('convnext_dense.run.machine.mixed_distributions', lambda: 'mmcv and mmcv-lite ...')
+    first, second = describe_operators()
+    assert first.startswith("mmcv's operators are ") and second == 'warning: mmcv and mmcv-lite ...'

@@ -38,8 +38,10 @@ def test_images_of_detectors_are_those_of_the_published_tables(tool):
 @pytest.mark.parametrize(
     'args, error',
     [
-        ([], 'error: give config files or --all'),
-        (['--all', 'x.py'], 'error: give config files or --all'),
+        ([], 'error: give config files, --all or --roadmap'),
+        (['--all', 'x.py'], 'error: give config files, --all or --roadmap'),
+        (['--all', '--roadmap'], 'error: give config files, --all or --roadmap'),
+        (['--roadmap', '--shape', '64x64'], 'error: --roadmap counts at 224x224, as the paper does'),
         (['no.py'], 'error: there is no config file no.py'),
         (['no.py', '--shape', '640'], "error: '640' is no size of an image: write HEIGHTxWIDTH"),
     ],

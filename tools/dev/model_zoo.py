@@ -14,22 +14,23 @@ from pathlib import Path
 
 import yaml
 from mmengine.config import Config
+from roadmap_figure import draw_figure, figure_data
 
-from convnext_dense import ARCHS
-from convnext_dense.complexity import Complexity, count, count_classifier
+from convnext_dense.archs import ARCHS, ISOTROPIC_ARCHS, resolve_isotropic_arch
+from convnext_dense.complexity import Complexity, count, count_classifier, count_isotropic_classifier
 from convnext_dense.errors import UserError
+from convnext_dense.roadmap_table import markdown_table
 from convnext_dense.run.options import errors_as_sentences
 
 ROOT = Path(__file__).resolve().parents[2]
 README, PICTURE = ROOT / 'README.md', ROOT / 'docs' / 'model_zoo.svg'
+ROADMAP, ROADMAP_PICTURE = ROOT / 'docs' / 'design' / 'roadmap.md', ROOT / 'docs' / 'design' / 'roadmap.svg'
 FOLDERS = ('mask_rcnn', 'cascade_mask_rcnn', 'upernet')
 DEMO = 'convnext_digits.py'
 PUBLISHED = ROOT / 'tests' / 'reference' / 'published_results.csv'
 BENCHMARKS = ROOT / 'docs' / 'benchmarks'
 SIZES = dict(tiny='T', small='S', base='B', large='L', xlarge='XL')
 SWIN_SIZES = {(96, 6): 'T', (96, 18): 'S', (128, 18): 'B', (192, 18): 'L'}  # channels, blocks of the third stage
-# Blocks and channels of the paper's Table 2, an architecture that is not built yet.
-ISOTROPIC = {'ConvNeXt-S (iso.)': (18, 384), 'ConvNeXt-B (iso.)': (18, 768), 'ConvNeXt-L (iso.)': (36, 1024)}
 
 
 def backbone_name(backbone: dict) -> str:
@@ -154,23 +155,13 @@ def arch_table() -> str:
             flops = published.get((name, f'{side}x{side}'), {}).get('flops_G', '')
             cells += [flops, f'{found.total_flops / 1e9:.1f}', flops and difference(found.total_flops / 1e9, flops)]
         rows.append(cells)
-    for name, (blocks, channels) in ISOTROPIC.items():
-        row = published[name, '224x224']
-        rows.append(
-            [
-                f'{name.replace("ConvNeXt-", "").replace("iso.", "isotropic")}: not built yet',
-                str(blocks),
-                str(channels),
-                row['params_M'],
-                '',
-                row['flops_G'],
-                '',
-                '',
-                '',
-                '',
-                '',
-            ]
-        )
+    for arch in ISOTROPIC_ARCHS:
+        row = published[f'ConvNeXt-{SIZES[arch]} (iso.)', '224x224']
+        depth, channels, _ = resolve_isotropic_arch(arch)
+        found = count_isotropic_classifier(arch, 224)
+        cells = [f'isotropic `{arch}`', str(depth), str(channels), row['params_M'], f'{found.total_params / 1e6:.1f}']
+        gflops = found.total_flops / 1e9
+        rows.append([*cells, row['flops_G'], f'{gflops:.1f}', difference(gflops, row['flops_G']), '', '', ''])
     return table(header, rows)
 
 
@@ -243,8 +234,8 @@ def digest_of(data: list[tuple]) -> str:
     return hashlib.sha256(json.dumps(data).encode()).hexdigest()
 
 
-def draw(data: list[tuple]) -> None:
-    """Published accuracy over measured FLOPs and parameters."""
+def draw(data: list[tuple], out: Path, description: str) -> None:
+    """Draw the published accuracy over measured FLOPs and parameters into an SVG file with this description."""
     import matplotlib
 
     matplotlib.use('Agg')
@@ -291,21 +282,22 @@ def draw(data: list[tuple]) -> None:
         shown = [series for series in styles if series in handles]
         figure.legend([handles[series] for series in shown], shown, loc='upper center', ncols=3, frameon=False)
         figure.tight_layout(rect=(0, 0, 1, 0.93))
-        figure.savefig(PICTURE, metadata={'Date': None, 'Description': digest_of(data)})
+        figure.savefig(out, metadata={'Date': None, 'Description': description})
         plt.close(figure)
 
 
-def with_tables(readme: str, tables: dict[str, str]) -> str:
-    """``readme`` with each table between its markers."""
+def with_tables(path: Path, tables: dict[str, str]) -> str:
+    """The text of a page with each table between its markers."""
+    page = path.read_text()
     for name, text in tables.items():
         marked = re.compile(rf'(<!-- {name}: .*? -->\n).*?(<!-- end of {name} -->)', re.S)
-        if not marked.search(readme):
+        if not marked.search(page):
             raise UserError(
-                f'README.md has no markers for the table of {name}: put <!-- {name}: ... --> and '
+                f'{path.relative_to(ROOT)} has no markers for the table of {name}: put <!-- {name}: ... --> and '
                 f'<!-- end of {name} --> where it belongs'
             )
-        readme = marked.sub(lambda match, text=text: f'{match[1]}{text}\n{match[2]}', readme)
-    return readme
+        page = marked.sub(lambda match, text=text: f'{match[1]}{text}\n{match[2]}', page)
+    return page
 
 
 def main() -> None:
@@ -324,12 +316,15 @@ def main() -> None:
             for folder, (comment, content) in read.items()
         }
         wanted[README] = with_tables(
-            README.read_text(), model_tables(folders) | {'archs': arch_table(), 'performance': performance_table()}
+            README, model_tables(folders) | {'archs': arch_table(), 'performance': performance_table()}
         )
-        data = points(folders)
+        wanted[ROADMAP] = with_tables(ROADMAP, {'roadmap': markdown_table()})
+        pictures = {PICTURE: (points(folders), draw), ROADMAP_PICTURE: (figure_data(), draw_figure)}
         stale = [path for path, text in wanted.items() if path.read_text() != text]
-        old_picture = not PICTURE.exists() or digest_of(data) not in PICTURE.read_text()
-        names = [str(path.relative_to(ROOT)) for path in stale + [PICTURE] * old_picture]
+        old_pictures = [
+            path for path, (data, _) in pictures.items() if not path.exists() or digest_of(data) not in path.read_text()
+        ]
+        names = [str(path.relative_to(ROOT)) for path in stale + old_pictures]
         if args.check and names:
             raise UserError(
                 f'{", ".join(names)}: not up to date with the configs and published figures, run python '
@@ -337,8 +332,9 @@ def main() -> None:
             )
         for path in () if args.check else stale:
             path.write_text(wanted[path])
-        if old_picture:
-            draw(data)
+        for path in old_pictures:
+            data, draw_data = pictures[path]
+            draw_data(data, path, digest_of(data))
         print(f'written: {", ".join(names)}' if names else 'everything is up to date', file=sys.stderr)
 
 

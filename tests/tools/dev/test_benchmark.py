@@ -59,6 +59,7 @@ def test_inference(benchmark, monkeypatch, tmp_path):
     expected = [
         'ours',
         'ours eager',
+        'ours unprepared',
         'official',
         'timm',
         'timm channels_last',
@@ -135,6 +136,30 @@ def test_training_counts_what_is_saved(benchmark):
         ConvNeXt('atto')(torch.zeros(2, 3, 32, 64))
     stem = 2 * 2 * 8 * 16 * 40 * 48  # the image needs no gradient
     assert figures['gflop'] == (3 * counter.get_total_flops() - stem) / 1e9
+
+
+@pytest.mark.parametrize('mode', ['inference', 'train'])
+def test_v2(benchmark, mode):
+    """Every library that has ConvNeXt V2 equals the official formulation; torchvision has none."""
+    rows = ['ours', 'ours eager', 'official', 'timm', 'torchvision', 'transformers']
+    message, _, figures = benchmark(
+        'time', *TINY, '--v2', '--mode', mode, '--size', '32x64', '--rounds', 1, '--no-memory', '--only', *rows
+    )
+    assert message is None and figures['missing'] == {'torchvision': 'torchvision has no ConvNeXt V2'}
+    assert {row['peer'] for row in figures['rows']} == {'ours', 'official', 'timm', 'transformers'}
+    for row in figures['rows']:
+        assert max(row['differences'].values()) <= 1e-5, row['name']
+
+
+def test_inference_rows_are_prepared(benchmark):
+    from benchmarking.options import Options
+    from benchmarking.rows import choose_rows
+    from benchmarking.subjects import Subject, Task
+
+    task = Task(Options(arch='atto', only=['ours', 'ours unprepared']), 1, (32, 32))
+    subjects = [Subject(row, task) for row in choose_rows(task.options)]
+    prepared = [subject.model.stages[0][0]._prepared is not None for subject in subjects]
+    assert prepared == [True, False]
 
 
 def test_rows_of_ours_see_their_environment(benchmark, monkeypatch):

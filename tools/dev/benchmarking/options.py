@@ -24,12 +24,14 @@ class Options:
         mode: 'inference', 'train' (forward and backward) or 'optimizer'.
         batch: Images of a step; several values for scaling.
         size: (height, width) of an image; several values for scaling.
+        v2: Whether the blocks are those of ConvNeXt V2.
         ours, only: Texts of the options ``--ours`` and ``--only``.
     """
 
     command: str = 'time'
     mode: str = 'inference'
     arch: str = 'tiny'
+    v2: bool = False
     config: str | None = None
     cfg_options: list[str] = field(default_factory=list)
     dtype: list[str] = field(default_factory=lambda: ['fp32'])
@@ -90,6 +92,8 @@ def _check(options: Options) -> None:
         raise UserError('--cast is for inference: training in a half type keeps its weights in fp32')
     if options.drop_path and options.config:
         raise UserError('--drop-path: the config has its own rate: --cfg-options model.backbone.drop_path_rate=...')
+    if options.v2 and options.config:
+        raise UserError('--v2: the config says which blocks it has: model.backbone.use_grn')
     if options.cfg_options and not options.config:
         raise UserError('--cfg-options changes a config: give --config, or leave it out')
 

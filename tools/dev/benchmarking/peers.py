@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convnext_dense import ConvNeXt
+from convnext_dense.errors import UserError
 from convnext_dense.weights.dialects import DIALECTS
 
 EPS = 1e-6
@@ -28,16 +29,18 @@ Sizes = tuple[int, ...]  # of each stage
 State = Mapping[str, Tensor]  # by the names of ours
 
 
-def random_state(arch: str | dict, seed: int = 0) -> dict[str, Tensor]:
+def random_state(backbone: ConvNeXt, seed: int = 0) -> dict[str, Tensor]:
     """A state dict of ours with random values in every tensor: at a layer scale of 1e-6 no block would show."""
     generator = torch.Generator().manual_seed(seed)
-    state = ConvNeXt(arch, layer_scale_init_value=1.0).state_dict()
+    state = backbone.state_dict()
     for name, value in state.items():
         noise = torch.randn(value.shape, generator=generator)
         if value.ndim > 1:
             state[name] = noise / value[0].numel() ** 0.5
         else:
-            state[name] = 0.1 * noise + (0.0 if name.endswith('bias') else 0.5 if name.endswith('gamma') else 1.0)
+            state[name] = 0.1 * noise + (
+                0.0 if name.endswith(('bias', 'beta')) else 0.5 if name.endswith('gamma') else 1.0
+            )
     return state
 
 
@@ -55,19 +58,36 @@ class ChannelsFirstNorm(nn.Module):
         return x * self.weight[:, None, None] + self.bias[:, None, None]
 
 
+class OfficialGRN(nn.Module):
+    """Global response normalisation over (N, H, W, C) (ConvNeXt V2, arXiv 2301.00808, Algorithm 1)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(channels))
+        self.beta = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        response = torch.norm(x, p=2, dim=(1, 2), keepdim=True)
+        normalised = response / (response.mean(-1, keepdim=True) + 1e-6)
+        return self.gamma * (x * normalised) + self.beta + x
+
+
 class OfficialBlock(nn.Module):
-    def __init__(self, channels: int, drop_path: float) -> None:
+    def __init__(self, channels: int, drop_path: float, v2: bool) -> None:
         super().__init__()
         self.dwconv = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
         self.norm = nn.LayerNorm(channels, eps=EPS)
         self.pwconv1 = nn.Linear(channels, 4 * channels)
         self.pwconv2 = nn.Linear(4 * channels, channels)
-        self.gamma = nn.Parameter(torch.ones(channels))
+        self.grn = OfficialGRN(4 * channels) if v2 else nn.Identity()
+        self.gamma = None if v2 else nn.Parameter(torch.ones(channels))
         self.drop_path = drop_path
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.dwconv(x).permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
-        y = self.gamma * self.pwconv2(F.gelu(self.pwconv1(self.norm(y))))
+        y = self.pwconv2(self.grn(F.gelu(self.pwconv1(self.norm(y)))))
+        if self.gamma is not None:
+            y = self.gamma * y
         y = y.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
         if self.training and self.drop_path:
             keep = 1 - self.drop_path
@@ -79,7 +99,7 @@ class Official(nn.Module):
     """The formulation of the paper's code, written from the paper: NCHW memory, norms by mean and square outside the
     blocks, Linear layers on permuted tensors inside (section 3, Figure 4)."""
 
-    def __init__(self, depths: tuple[int, ...], channels: tuple[int, ...], drop_path: float) -> None:
+    def __init__(self, depths: tuple[int, ...], channels: tuple[int, ...], drop_path: float, v2: bool = False) -> None:
         super().__init__()
         rates = iter(np.linspace(0, drop_path, sum(depths)).tolist())
         self.downsample_layers = nn.ModuleList(
@@ -89,7 +109,7 @@ class Official(nn.Module):
             ]
         )
         self.stages = nn.ModuleList(
-            nn.Sequential(*(OfficialBlock(width, next(rates)) for _ in range(depth)))
+            nn.Sequential(*(OfficialBlock(width, next(rates), v2) for _ in range(depth)))
             for depth, width in zip(depths, channels)
         )
         for i, width in enumerate(channels):
@@ -145,13 +165,13 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], dialect_name: str, norms
         raise RuntimeError(f'the weights do not fit {dialect_name}: {(missing + surplus + unnamed)[:3]}')
 
 
-def build_official(depths: Sizes, channels: Sizes, drop_path: float, state: State) -> nn.Module:
-    model = Official(depths, channels, drop_path)
+def build_official(depths: Sizes, channels: Sizes, drop_path: float, state: State, v2: bool) -> nn.Module:
+    model = Official(depths, channels, drop_path, v2)
     model.load_state_dict(state)
     return model
 
 
-def build_mmpretrain(depths: Sizes, channels: Sizes, drop_path: float, state: State) -> nn.Module:
+def build_mmpretrain(depths: Sizes, channels: Sizes, drop_path: float, state: State, v2: bool) -> nn.Module:
     import_mmpretrain()
     from mmpretrain.models import ConvNeXt as Theirs
 
@@ -159,23 +179,27 @@ def build_mmpretrain(depths: Sizes, channels: Sizes, drop_path: float, state: St
         dict(depths=list(depths), channels=list(channels)),
         out_indices=(0, 1, 2, 3),
         drop_path_rate=drop_path,
-        layer_scale_init_value=1.0,
+        layer_scale_init_value=0.0 if v2 else 1.0,
+        use_grn=v2,
         gap_before_final_norm=False,
     )
     fill(model, state, 'mmpretrain')
     return model
 
 
-def build_timm(depths: Sizes, channels: Sizes, drop_path: float, state: State) -> nn.Module:
+def build_timm(depths: Sizes, channels: Sizes, drop_path: float, state: State, v2: bool) -> nn.Module:
     from timm.models.convnext import ConvNeXt as Theirs
 
-    classifier = Theirs(depths=depths, dims=channels, drop_path_rate=drop_path, ls_init_value=1.0, num_classes=0)
+    blocks = dict(use_grn=True, ls_init_value=None) if v2 else dict(ls_init_value=1.0)
+    classifier = Theirs(depths=depths, dims=channels, drop_path_rate=drop_path, num_classes=0, **blocks)
     model = WithNorms(classifier, lambda body, x: body.forward_intermediates(x, intermediates_only=True), channels)
     fill(classifier, state, 'timm', model.norms)
     return model
 
 
-def build_torchvision(depths: Sizes, channels: Sizes, drop_path: float, state: State) -> nn.Module:
+def build_torchvision(depths: Sizes, channels: Sizes, drop_path: float, state: State, v2: bool) -> nn.Module:
+    if v2:
+        raise UserError('torchvision has no ConvNeXt V2')
     from torchvision.models.convnext import CNBlockConfig
     from torchvision.models.convnext import ConvNeXt as Theirs
 
@@ -195,19 +219,23 @@ def build_torchvision(depths: Sizes, channels: Sizes, drop_path: float, state: S
     return model
 
 
-def build_transformers(depths: Sizes, channels: Sizes, drop_path: float, state: State) -> nn.Module:
-    from transformers import ConvNextBackbone, ConvNextConfig
-
-    backbone = ConvNextBackbone(
-        ConvNextConfig(
-            depths=list(depths),
-            hidden_sizes=list(channels),
-            drop_path_rate=drop_path,
-            layer_scale_init_value=1.0,
-            layer_norm_eps=EPS,
-            out_features=['stage1', 'stage2', 'stage3', 'stage4'],
-        )
+def build_transformers(depths: Sizes, channels: Sizes, drop_path: float, state: State, v2: bool) -> nn.Module:
+    settings = dict(
+        depths=list(depths),
+        hidden_sizes=list(channels),
+        drop_path_rate=drop_path,
+        layer_norm_eps=EPS,
+        out_features=['stage1', 'stage2', 'stage3', 'stage4'],
     )
+    backbone: nn.Module
+    if v2:
+        from transformers import ConvNextV2Backbone, ConvNextV2Config
+
+        backbone = ConvNextV2Backbone(ConvNextV2Config(**settings))
+    else:
+        from transformers import ConvNextBackbone, ConvNextConfig
+
+        backbone = ConvNextBackbone(ConvNextConfig(layer_scale_init_value=1.0, **settings))
     fill(backbone, state, 'hf')
     return FeatureMaps(backbone)
 

@@ -32,6 +32,7 @@ class Row:
         layout: Memory layout of a peer: 'contiguous' or 'channels_last'.
         arguments: Extra arguments of our ConvNeXt.
         environment: Variables (None: not set) while our ConvNeXt is built and runs.
+        prepared: Whether our ConvNeXt is prepared for inference, as our tools do.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Row:
     compiled: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, str | None] = field(default_factory=dict)
+    prepared: bool = True
 
     @property
     def key(self) -> str:
@@ -72,6 +74,8 @@ def _rows_of_ours(options: Options, dtype: str) -> list[Row]:
     if options.train and 'memory' in inspect.signature(ConvNeXt).parameters:
         for memory in ('lean', 'checkpoint'):
             rows.append(replace(ours, name=f'ours {memory}', arguments={'memory': memory}))
+    if not options.train:
+        rows.append(replace(ours, name='ours unprepared', prepared=False))
     for text in options.ours:
         name, arguments, variables = parse_variant(text)
         environment = {**ours.environment, **variables}

@@ -21,7 +21,7 @@ from benchmarking.machine import DTYPES
 from benchmarking.options import Options
 from benchmarking.peers import PEERS, SESSIONS, import_mmpretrain, random_state
 from benchmarking.rows import KERNELS, Row, environment
-from convnext_dense import ConvNeXt
+from convnext_dense import ConvNeXt, prepare_for_inference
 from convnext_dense.archs import resolve_arch
 from convnext_dense.errors import UserError
 from convnext_dense.export import export_onnx
@@ -31,6 +31,8 @@ from convnext_dense.run.train_test import has_masks
 from convnext_dense.toolkits import check_toolkit
 
 NO_FUNCTION = ('arch', 'drop_path_rate', 'memory', 'with_cp')  # peers have these, or equal ours without
+# Arguments of our ConvNeXt for blocks of V1 and of V2.
+KINDS_OF_BLOCKS = (dict(layer_scale_init_value=1.0), dict(layer_scale_init_value=0.0, use_grn=True))
 BOXES = 7  # an image of COCO has 7.3 objects
 
 
@@ -56,7 +58,7 @@ class Task:
         self.options, self.batch, self.size = options, batch, size
         self.train = options.train
         self.device = torch.device(options.device)
-        self.backbone_args: dict[str, Any] = dict(arch=options.arch, layer_scale_init_value=1.0)
+        self.backbone_args: dict[str, Any] = dict(arch=options.arch, **KINDS_OF_BLOCKS[options.v2])
         self.model: nn.Module | None = None
         self.changes: list[str] = []
         if options.config:
@@ -66,12 +68,14 @@ class Task:
         self.drop_path = self.backbone_args.get('drop_path_rate', 0.0)
         self.depths, self.channels = resolve_arch(self.backbone_args['arch'])
         compared = {key: value for key, value in self.backbone_args.items() if key not in NO_FUNCTION}
-        if compared != {'layer_scale_init_value': 1.0}:
+        if compared not in KINDS_OF_BLOCKS:
             raise UserError(
                 f'the backbone of this config has {compared}: the peers can only be compared with '
-                'layer_scale_init_value=1.0 and defaults for all but arch and drop_path_rate'
+                'layer_scale_init_value=1.0, or for V2 with use_grn=True and layer_scale_init_value=0.0, and defaults '
+                'for all but arch and drop_path_rate'
             )
-        self.state = random_state(self.backbone_args['arch'])
+        self.v2 = compared == KINDS_OF_BLOCKS[True]
+        self.state = random_state(ConvNeXt(self.backbone_args['arch'], **compared))
         generator = torch.Generator().manual_seed(0)
         self.image = torch.randn(batch, 3, *size, generator=generator).to(self.device)
         self._graph_folder: tempfile.TemporaryDirectory | None = None
@@ -209,7 +213,7 @@ class Subject:
             model.load_state_dict(task.state)
         else:
             build_peer, _ = PEERS[row.peer]
-            model = build_peer(task.depths, task.channels, task.drop_path, task.state)
+            model = build_peer(task.depths, task.channels, task.drop_path, task.state, task.v2)
         model.to(task.device)
         if row.layout == 'channels_last':
             model.to(memory_format=torch.channels_last)
@@ -223,6 +227,8 @@ class Subject:
             else:
                 self.autocast = autocast
         model.train(task.train)  # mmpretrain's returns None
+        if row.peer == 'ours' and row.prepared and not task.train:
+            prepare_for_inference(model)
         return model
 
     def _open_session(self) -> Callable[[Tensor], list[Tensor]]:

@@ -198,7 +198,7 @@ def count_gflop(task: Task, kinds: tuple[type, ...] = (nn.Conv2d, nn.Linear)) ->
         GFLOP, multiply and add counted separately.
     """
     with torch.device('meta'):  # shapes are enough
-        model, image = Official(task.depths, task.channels, 0.0), torch.empty(task.image.shape)
+        model, image = Official(task.depths, task.channels, 0.0, task.v2), torch.empty(task.image.shape)
     products: list[int] = []
 
     def count(layer: nn.Module, inputs: Any, output: torch.Tensor) -> None:
