@@ -1,7 +1,9 @@
 """The wheel, and our configs from any folder and in the toolkits' own tools."""
 
+import configparser
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 import sklearn.datasets
 from helpers import ROOT
+from packaging import version
 
 pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')
@@ -186,3 +189,24 @@ def test_toolkits_own_train_script(toolkit, leaf, options, digits, official_name
         script, ROOT / 'configs' / leaf, '--work-dir', tmp_path, '--cfg-options', *options, data=data, cwd=tmp_path
     )
     assert 'layer decay: ' in text and ('coco/bbox_mAP' in text or 'mIoU: ' in text)
+
+
+@pytest.mark.slow
+def test_no_extra_brings_a_second_opencv_or_older_packages():
+    """What uv resolves for all extras of users together, with the constraints and without."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / 'setup.cfg')
+    extras = sorted(set(config['options.extras_require']) - {'onedl', 'test', 'benchmark'})
+    uv = Path(sys.executable).with_name('uv')
+    command = [str(uv), 'pip', 'compile', '-q', '--no-header', '--no-annotate', 'setup.cfg', '--python', sys.executable]
+    for extra in extras:
+        command += ['--extra', extra]
+    pins = dict(re.findall(r'^([\w-]+)==([^\s;]+)', (ROOT / 'constraints.txt').read_text(), re.M))
+    pinned = subprocess.run([*command, '-c', 'constraints.txt'], cwd=ROOT, text=True, capture_output=True, check=True)
+    newest = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True)
+    for done in (pinned, newest):
+        found = dict(re.findall(r'^([\w-]+)==(\S+)', done.stdout, re.M))
+        assert [name for name in found if name.startswith('opencv')] == ['opencv-python']
+        for name in ('pillow', 'numpy', 'transformers'):
+            if name in found:
+                assert version.parse(found[name]) >= version.parse(pins[name]), name

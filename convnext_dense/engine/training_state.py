@@ -74,6 +74,7 @@ def check_optimizer_fits(optimizer: torch.optim.Optimizer, state_dict: Mapping[s
     if 'param_groups' not in state_dict:
         return
     ours, theirs = optimizer.param_groups, state_dict['param_groups']
+    name = type(optimizer).__name__
     sizes, found = [len(group['params']) for group in ours], [len(group['params']) for group in theirs]
     if sizes != found:
         raise UserError(
