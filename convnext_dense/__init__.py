@@ -4,6 +4,7 @@ Without torch or mmengine nothing is registered, and only what needs neither can
 the tables of archs, ``UserError`` and ``__version__``.
 """
 
+import importlib
 import importlib.util
 from typing import Any
 
@@ -24,9 +25,14 @@ if not _MISSING:
     from convnext_dense.models.isotropic import ConvNeXtIsotropic
     from convnext_dense.models.roadmap import ConvNeXtRoadmap
     from convnext_dense.models.simple_feature_pyramid import SimpleFeaturePyramid
+    from convnext_dense.run.train_test import test as evaluate
+    from convnext_dense.run.train_test import train
     from convnext_dense.swap.swap import swap_backbone
 
     register_all()
+
+# Imported when they are asked for, with what only they need.
+_LAZY = {'Predictor': 'convnext_dense.run.predictor'}
 
 __all__ = [
     'ARCHS',
@@ -38,17 +44,22 @@ __all__ = [
     'ConvNeXtRoadmap',
     'ConvNeXtSharedHead',
     'ISOTROPIC_ARCHS',
+    'Predictor',
     'PyramidAdapter',
     'SimpleFeaturePyramid',
     'UserError',
     '__version__',
+    'evaluate',
     'prepare_for_inference',
     'swap_backbone',
+    'train',
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Say what is missing where a public name needs it."""
+    """Import a lazy name, and say what is missing where a public name needs it."""
+    if name in _LAZY and not _MISSING:
+        return getattr(importlib.import_module(_LAZY[name]), name)
     if name in __all__ and _MISSING:
         raise ModuleNotFoundError(
             f'convnext_dense.{name} needs {" and ".join(_MISSING)}, which is not installed; mmengine comes in two '

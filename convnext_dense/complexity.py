@@ -61,7 +61,7 @@ ELEMENTWISE = """
     relu rsqrt rsub sigmoid silu sin softplus sqrt sub tanh where
 """
 REDUCTIONS = """
-    _log_softmax _safe_softmax _softmax amax amin argmax linalg_vector_norm max mean min sum
+    _log_softmax _safe_softmax _softmax amax amin argmax linalg_vector_norm max mean min sum var
 """
 POOLING = """
     _adaptive_avg_pool2d avg_pool2d max_pool2d_with_indices

@@ -6,7 +6,12 @@ Needs NumPy and either OpenCV or Pillow; neither torch nor a toolkit.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,6 +78,24 @@ class Detections:
             annotations.append(annotation)
         return annotations
 
+    def to_supervision(self) -> Any:
+        """Return the detections as ``supervision.Detections``, with the class names in ``data['class_name']``.
+
+        Raises:
+            UserError: supervision is not installed.
+        """
+        try:
+            from supervision import Detections as SupervisionDetections
+        except ModuleNotFoundError:
+            raise UserError("supervision is not installed: pip install 'convnext-dense[data]'") from None
+        return SupervisionDetections(
+            xyxy=np.asarray(self.boxes, np.float32).reshape(-1, 4),
+            mask=self.masks,
+            confidence=np.asarray(self.scores, np.float32),
+            class_id=np.asarray(self.labels, int),
+            data=dict(class_name=np.array([self.names[label] for label in self.labels], str)),
+        )
+
     def draw(self, image: np.ndarray) -> np.ndarray:
         """Return a copy of ``image`` (height, width, 3), RGB uint8, with boxes, masks, names and scores."""
         picture = image.copy()
@@ -132,8 +155,8 @@ Result = Detections | LabelMap
 class PredictionFolder:
     """A folder with the predictions for many images.
 
-    ``predictions.json`` is a complete COCO file with scores, written by :meth:`finish` if anything was detected by a
-    detector; ``labels/NAME.png`` are label maps with class indices from 0; ``pictures/NAME.png`` shows either.
+    ``predictions.json`` is a complete COCO file with scores, written by :meth:`finish` if the model is a detector;
+    ``labels/NAME.png`` are label maps with class indices from 0; ``pictures/NAME.png`` shows either.
 
     Attributes:
         path: A folder that does not exist, or is empty.
@@ -146,14 +169,19 @@ class PredictionFolder:
     _annotations: list[dict[str, Any]] = field(default_factory=list)
     _names: Sequence[str] | None = None
 
-    def check_empty(self) -> None:
-        """Refuse a folder that is in use.
+    def check_usable(self) -> None:
+        """Refuse, before any work, a folder that is in use or cannot be written.
 
         Raises:
-            UserError: The folder is not empty.
+            UserError: The folder is not empty, is a file, or is in a place where nothing can be written.
         """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f'{self.path} is a file: give a new folder, nothing was written')
         if self.path.exists() and any(self.path.iterdir()):
             raise UserError(f'{self.path} is not empty: give a new folder, nothing was written')
+        existing = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            raise UserError(f'{self.path} cannot be made in {existing}: give a folder that you may write')
 
     def add(self, name: str, image: np.ndarray, result: Result) -> None:
         """Write the picture and the label map, and keep the detections for :meth:`finish`.
@@ -167,11 +195,12 @@ class PredictionFolder:
             write_image(self.path / 'labels' / Path(name).with_suffix('.png'), result.as_png_array())
         else:
             result = result.above(self.score_threshold)
+        write_image(self.path / 'pictures' / Path(name).with_suffix('.png'), result.draw(image))
+        if isinstance(result, Detections):
             height, width = result.size
             self._images.append(dict(id=len(self._images) + 1, file_name=name, height=height, width=width))
             self._annotations += result.coco_annotations(len(self._images), len(self._annotations) + 1)
             self._names = result.names
-        write_image(self.path / 'pictures' / Path(name).with_suffix('.png'), result.draw(image))
 
     def finish(self) -> None:
         """Write ``predictions.json`` if there was an image with detections or without, but from a detector."""
@@ -179,7 +208,69 @@ class PredictionFolder:
             return
         categories = [dict(id=i + 1, name=name) for i, name in enumerate(self._names)]
         content = dict(images=self._images, annotations=self._annotations, categories=categories)
-        (self.path / 'predictions.json').write_text(json.dumps(content))
+        partial = self.path / 'predictions.json.partial'
+        partial.write_text(json.dumps(content))
+        partial.replace(self.path / 'predictions.json')  # complete, or not there
+
+
+def write_predictions(
+    files: Iterable[tuple[str, Path]],
+    folder: PredictionFolder,
+    predict: Callable[[Path], tuple[np.ndarray, Result]],
+) -> None:
+    """Predict many images, each by itself: one that fails, or SIGTERM, leaves the others written.
+
+    Args:
+        files: Names in the output and files, the items of :func:`convnext_dense.images.find_images`.
+        folder: Where the predictions go.
+        predict: Returns the picture to draw on, (height, width, 3) RGB uint8, and the result for a file.
+
+    Raises:
+        UserError: Images failed, or the folder cannot be written.
+    """
+    total = 0
+    failed: list[Path] = []
+    with _sigterm_as_exit():
+        try:
+            try:
+                for name, path in files:
+                    total += 1
+                    try:
+                        image, result = predict(path)
+                    except Exception as error:  # whatever decoders and models raise; the other images are wanted
+                        failed.append(path)
+                        reason = str(error) if isinstance(error, UserError) else _clause(path, error)
+                        print(f'skipped: {reason}', flush=True)
+                        continue
+                    folder.add(name, image, result)
+            finally:
+                folder.finish()
+        except OSError as error:
+            raise UserError(
+                f'{folder.path} could not be written ({error.strerror or error}): free space, or give another folder'
+            ) from error
+    print(f'predictions for {total - len(failed)} of {total} images are in {folder.path}')
+    if failed:
+        shown = ', '.join(map(str, failed[:5])) + (', ...' if len(failed) > 5 else '')
+        raise UserError(f'{len(failed)} of {total} images were skipped, for the reasons above: {shown}')
+
+
+def _clause(path: Path, error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f'{path} ({type(error).__name__}{": " + lines[0] if lines else ""})'
+
+
+@contextmanager
+def _sigterm_as_exit() -> Iterator[None]:
+    """Let SIGTERM end the program as SystemExit, which runs every ``finally``; only the main thread can do so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def encode_rle(mask: np.ndarray) -> dict[str, Any]:

@@ -29,6 +29,17 @@ def official_names(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def small_file(tmp_path) -> Path:
+    """An exported file that finds one dog in the left half of every image of 16 x 16 pixels."""
+    pytest.importorskip('onnx')
+    pytest.importorskip('onnxruntime')
+    from exported import write_small_file
+
+    write_small_file(tmp_path / 'small.onnx')
+    return tmp_path / 'small.onnx'
+
+
+@pytest.fixture
 def tool(monkeypatch, capsys):
     """Run ``tools/NAME.py ARGS`` in this process; gives (exit message or None, printed text)."""
 
@@ -52,6 +63,6 @@ def tool(monkeypatch, capsys):
 def logged(monkeypatch) -> list[str]:
     """The lines that loading logs."""
     lines = []
-    for module in ('models.convnext', 'engine.load_hook', 'weights.sources'):
+    for module in ('models.loading', 'engine.load_hook', 'weights.sources'):
         monkeypatch.setattr(f'convnext_dense.{module}.print_log', lambda text, **_: lines.append(text))
     return lines

@@ -65,7 +65,7 @@ def test_other_libraries_take_what_is_written(to, v2, tmp_path, tool):
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
 @pytest.mark.parametrize('to', TARGETS)
 def test_round_trip_is_bit_identical(to, dtype, ending, tmp_path, tool):
-    norms, v2 = to not in ('timm', 'torchvision'), to != 'torchvision'
+    norms, v2 = to not in ('timm', 'timm_conv', 'torchvision'), to != 'torchvision'
     state = official(tmp_path / 'in.pth', v2=v2, dtype=dtype, output_norms=norms)
     state['stages.0.0.dwconv.bias'][0] = -0.0
     state['stages.0.0.dwconv.bias'][1] = float('nan')
@@ -114,6 +114,7 @@ def test_inspect(tmp_path, tool):
         'tensors    178 of the backbone, 27.8 million numbers',
         'dtype      float16',
         'norms      no output norms',
+        'inputs     unknown mean and std',
         'licence    unknown, ask where the file comes from',
         "loads      ConvNeXt tiny: 178 of 178 tensors from an official file (prefix 'model.'); stored as float16; "
         "norm0, norm1, norm2, norm3 start new, as they must for ImageNet weights; not taken: the copy at 'model_ema.'",

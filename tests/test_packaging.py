@@ -16,13 +16,16 @@ pytest.importorskip('mmseg')
 USERS_TOOLS = (
     'tools/_arguments.py',
     'tools/convert_checkpoint.py',
+    'tools/dataset.py',
     'tools/demo.py',
     'tools/dist_test.sh',
     'tools/dist_train.sh',
     'tools/export.py',
     'tools/get_flops.py',
     'tools/install_mmcv.py',
+    'tools/new_config.py',
     'tools/predict.py',
+    'tools/report.py',
     'tools/slurm_train.sh',
     'tools/swap_backbone.py',
     'tools/test.py',
@@ -134,12 +137,12 @@ train_cfg = dict(max_epochs=1)
         installed / 'convnext_dense/.mim/tools/train.py', 'leaf.py', data=official_names, cwd=tmp_path, path=installed
     )
     assert 'Failed to search registry' not in text
-    assert 'coco/bbox_mAP' in json.loads((tmp_path / 'work_dirs/leaf/metrics.json').read_text())
+    assert 'coco/bbox_mAP' in json.loads((tmp_path / 'work_dirs' / tmp_path.name / 'leaf/metrics.json').read_text())
     photograph = Path(sklearn.datasets.__file__).parent / 'images/china.jpg'
     run(
         installed / 'convnext_dense/.mim/tools/predict.py',
         'leaf.py',
-        'work_dirs/leaf/epoch_1.pth',
+        f'work_dirs/{tmp_path.name}/leaf/epoch_1.pth',
         photograph,
         '--out',
         'predicted',

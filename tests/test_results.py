@@ -1,13 +1,17 @@
 """Results: COCO annotations, label maps, pictures; reading and resizing of images."""
 
 import json
+import os
+import signal
+import time
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
 from convnext_dense import UserError, images
-from convnext_dense.results import Detections, LabelMap, PredictionFolder, encode_rle
+from convnext_dense.results import Detections, LabelMap, PredictionFolder, encode_rle, write_predictions
 
 
 def two_detections(masks=True):
@@ -64,6 +68,17 @@ def test_long_runs_equal_pycocotools():
     assert encode_rle(mask)['counts'] == expected['counts'].decode()
 
 
+def test_detections_of_supervision():
+    supervision = pytest.importorskip('supervision')
+    found = two_detections()
+    converted = found.to_supervision()
+    assert isinstance(converted, supervision.Detections) and len(converted) == 2
+    assert converted.xyxy.tolist() == found.boxes.tolist() and converted.class_id.tolist() == found.labels.tolist()
+    assert converted.confidence == pytest.approx(found.scores)
+    assert list(converted.data['class_name']) == [found.names[label] for label in found.labels]
+    assert len(found.above(1.1).to_supervision()) == 0
+
+
 def test_picture_of_detections():
     picture = two_detections().draw(np.zeros((60, 80, 3), np.uint8)[:6, :8].copy())
     assert picture.shape == (6, 8, 3) and picture.dtype == np.uint8
@@ -91,7 +106,7 @@ def test_folder(library, tmp_path, monkeypatch):
         monkeypatch.setattr(images, 'opencv', lambda: None)
         monkeypatch.setattr('convnext_dense.results.opencv', lambda: None)
     folder = PredictionFolder(tmp_path / 'out', score_threshold=0.3)
-    folder.check_empty()
+    folder.check_usable()
     folder.add('sub/one.jpg', np.zeros((6, 8, 3), np.uint8), two_detections())
     folder.add('two.jpg', np.zeros((6, 8, 3), np.uint8), two_detections().above(1.0))
     folder.finish()
@@ -104,13 +119,48 @@ def test_folder(library, tmp_path, monkeypatch):
     assert written['categories'] == [dict(id=1, name='cat'), dict(id=2, name='dog')]
     assert (tmp_path / 'out/pictures/sub/one.png').exists()
     with pytest.raises(UserError, match='is not empty: give a new folder'):
-        folder.check_empty()
+        folder.check_usable()
 
     labels = PredictionFolder(tmp_path / 'labels')
     labels.add('a.jpg', np.zeros((1, 2, 3), np.uint8), LabelMap(np.int64([[3, 299]]), ['x'] * 300))
     labels.finish()
     assert cv2.imread(str(tmp_path / 'labels/labels/a.png'), cv2.IMREAD_UNCHANGED).tolist() == [[3, 299]]
     assert not (tmp_path / 'labels/predictions.json').exists()
+
+
+def test_what_is_done_is_written_when_the_program_is_stopped(tmp_path):
+    def predict(path):
+        if path.name == 'c.jpg':
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        return np.zeros((6, 8, 3), np.uint8), two_detections()
+
+    before = signal.getsignal(signal.SIGTERM)
+    files = [(name, Path(name)) for name in ('a.jpg', 'b.jpg', 'c.jpg', 'd.jpg')]
+    with pytest.raises(SystemExit) as stopped:
+        write_predictions(files, PredictionFolder(tmp_path / 'out'), predict)
+    assert stopped.value.code == 128 + 15 and signal.getsignal(signal.SIGTERM) is before
+    written = json.loads((tmp_path / 'out/predictions.json').read_text())
+    assert [image['file_name'] for image in written['images']] == ['a.jpg', 'b.jpg']
+
+
+def test_a_full_disk_is_an_error_of_the_folder(tmp_path):
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out/pictures').touch()  # where a folder has to be
+    files = [('a.jpg', Path('a.jpg'))]
+    with pytest.raises(UserError, match=r'out could not be written \(.*\): free space, or give another folder'):
+        write_predictions(
+            files, PredictionFolder(tmp_path / 'out'), lambda _: (np.zeros((6, 8, 3), np.uint8), two_detections())
+        )
+
+
+def test_find_images(tmp_path):
+    (tmp_path / 'a/sub.png').mkdir(parents=True)
+    (tmp_path / 'a/sub.png/x.JPG').touch()
+    (tmp_path / 'a/notes.txt').touch()
+    (tmp_path / 'link.jpg').symlink_to('gone.jpg')
+    found = images.find_images([tmp_path / 'a', tmp_path / 'link.jpg'])
+    assert found == {'sub.png/x.JPG': tmp_path / 'a/sub.png/x.JPG', 'link.jpg': tmp_path / 'link.jpg'}
 
 
 @pytest.mark.parametrize('library', ['OpenCV', 'Pillow'])
@@ -127,8 +177,9 @@ def test_images_are_read_as_mmcv_reads_them(library, tmp_path, monkeypatch):
         np.testing.assert_array_equal(images.read_image(path), mmcv.imread(str(path), channel_order='rgb'))
     (tmp_path / 'broken.jpg').write_bytes(b'not an image')
     (tmp_path / 'empty.jpg').write_bytes(b'')
-    assert images.read_image(tmp_path / 'broken.jpg') is None
-    assert images.read_image(tmp_path / 'empty.jpg') is None
+    for name, reason in (('broken', 'as an image'), ('empty', 'as an image'), ('gone', r'\(No such file')):
+        with pytest.raises(UserError, match=f'{name}.jpg could not be read {reason}'):
+            images.read_image(tmp_path / f'{name}.jpg')
 
 
 def test_resize_without_opencv(monkeypatch):

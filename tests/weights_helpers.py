@@ -100,6 +100,22 @@ def official_layout(arch, v2, output_norms=False):
     return {name: tuple(shape) for name, shape in names.items()}
 
 
+def isotropic_layout(depth, width, layer_scale=True, output_norm=False):
+    """{name: shape} of an official isotropic file, or of a ConvNeXtIsotropic of ours with its output norm."""
+    names = {'stem.weight': (width, 3, 16, 16), 'stem.bias': (width,)}
+    for i in range(depth):
+        block = f'blocks.{i}'
+        names.update({f'{block}.gamma': (width,)} if layer_scale else {})
+        names.update({f'{block}.dwconv.weight': (width, 1, 7, 7), f'{block}.dwconv.bias': (width,)})
+        names.update({f'{block}.norm.weight': (width,), f'{block}.norm.bias': (width,)})
+        names.update({f'{block}.pwconv1.weight': (4 * width, width), f'{block}.pwconv1.bias': (4 * width,)})
+        names.update({f'{block}.pwconv2.weight': (width, 4 * width), f'{block}.pwconv2.bias': (width,)})
+    if output_norm:
+        return {**names, 'norm0.weight': (width,), 'norm0.bias': (width,)}
+    head = {'norm.weight': (width,), 'norm.bias': (width,), 'head.weight': (1000, width), 'head.bias': (1000,)}
+    return {**names, **head}
+
+
 def mmpretrain_layout(arch, v2, linear=True):
     """{name: shape} of the backbone of an mmpretrain 1.x or mmcls 0.x file."""
     names = {}
@@ -186,8 +202,10 @@ def assert_backbone(model, state, prefix='backbone.'):
 
 def runner_of(tmp_path, **options) -> Runner:
     options.setdefault('custom_hooks', [dict(type='ConvNeXtLoadHook')])
+    backbone = options.pop('backbone', dict(type='ConvNeXt', arch=MICRO))
+    model = options.pop('model', dict(type='ToyDetector', backbone=backbone))
     return Runner(
-        model=dict(type='ToyDetector', backbone=dict(type='ConvNeXt', arch=MICRO)),
+        model=model,
         work_dir=str(tmp_path / 'work'),
         train_dataloader=DataLoader([dict(inputs=torch.zeros(3, 32, 32))]),
         train_cfg=dict(by_epoch=False, max_iters=1),

@@ -32,7 +32,7 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Add what training and testing share, named as in mmdet's and mmseg's tools."""
     parser.add_argument(
-        '--work-dir', help='folder for logs, checkpoints and metrics.json; default work_dirs/NAME_OF_THE_CONFIG'
+        '--work-dir', help='folder for logs, checkpoints and metrics.json; default work_dirs/FOLDER/NAME of the config'
     )
     parser.add_argument(
         '--launcher',

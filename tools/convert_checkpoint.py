@@ -4,7 +4,7 @@ from pathlib import Path
 
 from _arguments import argument_parser
 
-FORMATS = ('ours', 'official', 'timm', 'torchvision', 'hf', 'mmpretrain')
+FORMATS = ('ours', 'official', 'timm', 'timm_conv', 'torchvision', 'hf', 'mmpretrain')
 
 
 def main() -> None:

@@ -31,7 +31,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument('--with-neck', action='store_true', help='the same as --part neck')
     parser.add_argument('--size', type=parse_size, help='HEIGHTxWIDTH: fix the size; default: any size')
-    parser.add_argument('--evaluate', action='store_true', help='run the file through the test set of the config')
+    parser.add_argument(
+        '--evaluate', action='store_true', help='print the metrics of checkpoint and file on the test set of the config'
+    )
     args = parser.parse_args()
     if args.with_neck:
         if args.part not in (None, 'neck'):
@@ -45,7 +47,7 @@ def main() -> None:
     args = parse_arguments()
 
     from convnext_dense.errors import UserError
-    from convnext_dense.export import evaluate, export_model
+    from convnext_dense.export import evaluate, export_model, of_checkpoint, of_file
     from convnext_dense.run.machine import fit_to_machine
     from convnext_dense.run.metrics import metrics_table
     from convnext_dense.run.options import errors_as_sentences, read_config
@@ -68,7 +70,12 @@ def main() -> None:
             fit_to_machine(cfg, 'none')
             print(export_model(cfg, args.checkpoint, args.out, args.size))
             if args.evaluate:
-                print(metrics_table(evaluate(Model(args.out), cfg)))
+                for title, predict in (
+                    (args.checkpoint, of_checkpoint(cfg, args.checkpoint)),
+                    (args.out, of_file(Model(args.out))),
+                ):
+                    metrics = evaluate(predict, cfg)
+                    print(f'\n{title}\n{metrics_table(metrics) if metrics else "nothing was detected"}')
         else:
             export_part(args, cfg)
 

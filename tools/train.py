@@ -16,7 +16,25 @@ def main() -> None:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='continue from this checkpoint; without a path, from the last one in the work folder',
+        help='continue from this checkpoint; without a path, from the newest in the work folder that can be read, or '
+        'from the start if there is none',
+    )
+    parser.add_argument(
+        '--overwrite', action='store_true', help='replace the checkpoints of an earlier run in the work folder'
+    )
+    parser.add_argument(
+        '--skip-nonfinite',
+        type=int,
+        default=0,
+        metavar='N',
+        help='skip up to N steps in a row whose loss or gradients are NaN or infinite; default 0: stop at the first',
+    )
+    parser.add_argument(
+        '--track',
+        nargs='+',
+        default=[],
+        metavar='TRACKER',
+        help='also follow the run in tensorboard, mlflow, wandb, clearml, neptune, dvclive or aim',
     )
     args = parser.parse_args()
 

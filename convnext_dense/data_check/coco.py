@@ -387,7 +387,7 @@ class _FileCheck:
         used = np.isin(category_ids, used_categories)
         sizes = np.full((len(ids), 2), np.nan)  # width, height
         sizes[known] = [(self.images[id_].width, self.images[id_].height) for id_ in image_ids[known].tolist()]
-        negative: np.ndarray = boxes[:, 2:].min(axis=1) < 0
+        negative = np.asarray((boxes[:, 2:] < 0).any(1))
         report(negative, "'bbox' has a negative width or height", 'write [x, y, width, height]', boxes)
         thin = ~negative & (boxes[:, 2:] < 1).any(1) & used
         for index in np.flatnonzero(thin).tolist():

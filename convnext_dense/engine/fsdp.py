@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine._strategy import FSDPStrategy
 from mmengine.device import get_device
+from mmengine.dist import is_main_process
 from torch import Tensor, nn
 from torch.distributed import fsdp
 
+from convnext_dense.engine.durable import TEMPORARY, publish
 from convnext_dense.models.block import Block
 from convnext_dense.weights.dialects import WRAPPED_MODULES
 
@@ -44,6 +47,15 @@ class ConvNeXtFSDPStrategy(FSDPStrategy):
                     optim_state_dict_config=fsdp.FullOptimStateDictConfig(rank0_only=True),
                 )
         super().__init__(model_wrapper={**defaults, **(model_wrapper or {})}, state_dict_cfg=state_dict_cfg, **kwargs)
+
+    def save_checkpoint(self, filename: str, **kwargs: Any) -> None:
+        if self.state_dict_type != fsdp.StateDictType.FULL_STATE_DICT:  # a folder with a file per process
+            super().save_checkpoint(filename, **kwargs)
+            return
+        temporary = filename + TEMPORARY
+        super().save_checkpoint(temporary, **kwargs)
+        if is_main_process():
+            publish(Path(temporary), Path(filename))
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
         # mmengine passes these in the order of an older torch.

@@ -14,16 +14,21 @@ from dataclasses import replace
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from convnext_dense.engine.fsdp import is_sharded, state_of, whole_parameters
+from convnext_dense.engine.statistics import check_statistics
+from convnext_dense.engine.training_state import check_optimizer_fits, check_training_state
 from convnext_dense.errors import UserError
-from convnext_dense.models.convnext import FITTED, ConvNeXt
+from convnext_dense.models.loading import FITTED, PretrainedModule
 from convnext_dense.weights.dialects import WRAPPED_MODULES
 from convnext_dense.weights.find import Backbone, choose, find_backbones, is_second_choice, tensors_of
 from convnext_dense.weights.fit import fit_backbone
+from convnext_dense.weights.known import Known
 from convnext_dense.weights.safe_reading import strip_code
+from convnext_dense.weights.sources import SCHEME, facts_of
 
 
 class ConvNeXtLoadHook(Hook):
@@ -43,16 +48,24 @@ class ConvNeXtLoadHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         strip_code(checkpoint)
-        if runner._resume and not {'meta', 'message_hub'} <= checkpoint.keys():
-            raise UserError(
-                'the checkpoint holds no state of a training to resume: give it as load_from, without '
-                '--resume, to start from its weights'
-            )
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
         with whole_parameters(runner.model):
             fit_checkpoint(model, checkpoint, self.whole_model or runner._resume)
+        source = str(runner._load_from or '').removeprefix(SCHEME)
+        if runner._resume:
+            check_training_state(checkpoint, source, bool(getattr(runner, 'param_schedulers', None)))
+            if isinstance(runner.optim_wrapper, OptimWrapper) and not is_sharded(runner.model):
+                check_optimizer_fits(runner.optim_wrapper.optimizer, checkpoint['optimizer'], source)
+        facts = facts_of(source, checkpoint) if source else Known()
+        for module in model.modules():
+            if isinstance(module, PretrainedModule) and facts != Known():
+                module.take_facts(source, facts)
+        check_statistics(model)
+
+    def before_train(self, runner: Runner) -> None:
+        check_statistics(runner.model)
 
 
 def attach_load_hook(runner: Runner, whole_model: bool) -> None:
@@ -84,7 +97,7 @@ def fit_checkpoint(model: nn.Module, checkpoint: dict, whole_model: bool = False
     convnexts = {}  # by their places in the model without wrappers around its parts
     paths = {}  # of these, with wrappers
     for path, module in model.named_modules():
-        if isinstance(module, ConvNeXt):
+        if isinstance(module, PretrainedModule):
             place = WRAPPED_MODULES.sub('', f'{path}.' if path else '')
             convnexts[place], paths[place] = module, path
     if not paths:  # another model, loaded by mmengine
@@ -122,7 +135,7 @@ def fit_checkpoint(model: nn.Module, checkpoint: dict, whole_model: bool = False
     checkpoint['state_dict'] = state
 
 
-def _fit_one(module: ConvNeXt, place: str, backbone: Backbone) -> dict[str, Tensor]:
+def _fit_one(module: PretrainedModule, place: str, backbone: Backbone) -> dict[str, Tensor]:
     """The tensors for one ConvNeXt, with one line in the log."""
     # The prefix is that of the whole model: the line is the same for every way of loading.
     fitted = fit_backbone(module.wanted_weights(place), replace(backbone, prefix=''))

@@ -9,11 +9,14 @@ import importlib.metadata
 import importlib.util
 
 from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.fileio import register_backend
 from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, STRATEGIES, Registry, root
 from mmengine.runner import CheckpointLoader
 
 from convnext_dense import mmcv_ops
+from convnext_dense.engine.checkpoints import BACKEND, DurableBackend, DurableCheckpointHook
 from convnext_dense.engine.cpu_amp import CPUAmpOptimWrapper
+from convnext_dense.engine.finite import FiniteModelHook, FiniteStepsHook
 from convnext_dense.engine.fsdp import ConvNeXtFSDPStrategy
 from convnext_dense.engine.inference_hook import PrepareForInferenceHook
 from convnext_dense.engine.layer_decay import ConvNeXtLayerDecayConstructor
@@ -60,7 +63,13 @@ def register_classes() -> None:
             PyramidAdapter,
             SimpleFeaturePyramid,
         ),
-        HOOKS: (ConvNeXtLoadHook, PrepareForInferenceHook),
+        HOOKS: (
+            ConvNeXtLoadHook,
+            DurableCheckpointHook,
+            FiniteModelHook,
+            FiniteStepsHook,
+            PrepareForInferenceHook,
+        ),
         OPTIM_WRAPPERS: (CPUAmpOptimWrapper,),
         OPTIM_WRAPPER_CONSTRUCTORS: (ConvNeXtLayerDecayConstructor,),
         STRATEGIES: (ConvNeXtFSDPStrategy,),
@@ -69,6 +78,7 @@ def register_classes() -> None:
         for member in members:
             if registry.module_dict.get(member.__name__) is not member:
                 registry.register_module(module=member)
+    register_backend(BACKEND, DurableBackend, force=True)
 
 
 def register_scope() -> None:

@@ -5,7 +5,7 @@ from the raw image to the result inside; :mod:`convnext_dense.export.whole` find
 """
 
 from convnext_dense.export import families  # noqa: F401  registers them
-from convnext_dense.export.evaluate import evaluate
+from convnext_dense.export.evaluate import evaluate, of_checkpoint, of_file
 from convnext_dense.export.features import (
     CHECKED_SHAPES,
     INSTALL,
@@ -15,7 +15,6 @@ from convnext_dense.export.features import (
     load_features,
 )
 from convnext_dense.export.files import write_onnx, write_openvino
-from convnext_dense.export.load import load_model
 from convnext_dense.export.model import export_model
 from convnext_dense.export.proof import prove
 from convnext_dense.export.whole import FAMILIES, WholeModel, whole_model
@@ -31,7 +30,8 @@ __all__ = [
     'export_model',
     'export_onnx',
     'load_features',
-    'load_model',
+    'of_checkpoint',
+    'of_file',
     'prove',
     'whole_model',
     'write_onnx',

@@ -1,7 +1,8 @@
-"""An exported file on the test set of a config."""
+"""An exported file on the test set of a config, and the checkpoint beside it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,15 +12,22 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData, PixelData
 
+from convnext_dense.engine.trained_model import load_model
 from convnext_dense.errors import UserError
+from convnext_dense.models.block import prepare_for_inference
 from convnext_dense.results import Detections
 from convnext_dense.runtime.model import Model
 
+# Takes a batch of the test set's loader and returns its data samples with predictions.
+Predict = Callable[[dict[str, Any]], Sequence[Any]]
 
-def evaluate(model: Model, cfg: Config) -> dict[str, float]:
-    """Run a file through the test set and return the metrics of the config's ``test_evaluator``.
 
-    The runner reads and resizes the images; the toolkit gives the annotations and the metrics.
+def evaluate(predict: Predict, cfg: Config) -> dict[str, float]:
+    """Return the metrics of the config's ``test_evaluator`` on its test set; empty if a detector finds nothing.
+
+    Args:
+        predict: :func:`of_file` or :func:`of_checkpoint`.
+        cfg: Of mmdet or mmseg.
 
     Raises:
         UserError: The config has no test set.
@@ -31,11 +39,25 @@ def evaluate(model: Model, cfg: Config) -> dict[str, float]:
     evaluator = Evaluator(cfg.test_evaluator)
     evaluator.dataset_meta = loader.dataset.metainfo
     for batch in loader:
-        samples = batch['data_samples']
-        for sample in samples:
-            _predict(model, sample)
-        evaluator.process(data_samples=samples, data_batch=batch)
+        evaluator.process(data_samples=predict(batch), data_batch=batch)
     return evaluator.evaluate(len(loader.dataset))
+
+
+def of_checkpoint(cfg: Config, checkpoint: str) -> Predict:
+    """Predict with the toolkit's model."""
+    model: Any = prepare_for_inference(load_model(cfg, checkpoint))
+    return torch.no_grad()(model.test_step)
+
+
+def of_file(model: Model) -> Predict:
+    """Predict with an exported file; the runner reads and resizes the images."""
+
+    def predict(batch: dict[str, Any]) -> Sequence[Any]:
+        for sample in batch['data_samples']:
+            _predict(model, sample)
+        return batch['data_samples']
+
+    return predict
 
 
 def _predict(model: Model, sample: Any) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from convnext_dense.engine.trained_model import load_model
 from convnext_dense.errors import UserError
+from convnext_dense.export.describe import metadata_of
 from convnext_dense.export.files import INSTALL, check_exporter, with_score_threshold, write_onnx, write_openvino
-from convnext_dense.export.load import load_model, metadata_of
 from convnext_dense.export.proof import SHAPES, prove
 from convnext_dense.export.whole import whole_model
 from convnext_dense.runtime.sessions import ONNXRuntimeSession, OpenVINOSession, Session

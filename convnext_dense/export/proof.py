@@ -23,6 +23,7 @@ from convnext_dense.runtime.sessions import Session
 
 BOX_TOLERANCE = 0.05  # pixels
 SCORE_TOLERANCE = 1e-4
+TIE_TOLERANCE = 1e-5  # scores nearer than this are equal: the rounding of fp32 behind a whole network
 MASK_TOLERANCE = 1e-3
 LABEL_AGREEMENT = 0.9999  # of the pixels
 LOGIT_TOLERANCE = 1e-3  # of the largest logit
@@ -111,6 +112,7 @@ def _prove_detector(model: nn.Module, whole: WholeModel, open_file: Any, images:
     proof = Proof(shapes, detections=0)
     own: Any = whole.score_threshold
     given = float(own)
+    limit: Any = whole.max_detections
     thresholds = [given, *(value for value in (given / 10, 0.0) if value < given)]
     for threshold in thresholds:
         with _score_threshold(model, whole, threshold):
@@ -130,11 +132,11 @@ def _prove_detector(model: nn.Module, whole: WholeModel, open_file: Any, images:
                 proof.threshold = threshold
             session = open_file(None if threshold == given else threshold)
             for image, wanted in zip(images, expected, strict=True):
-                _compare_with_toolkit(model, image, wanted, threshold, proof)
+                _compare_with_toolkit(model, image, wanted, threshold, limit, proof)
                 found = _run(session, image, whole.output_names)
                 _check_finite(found)
                 for one, other in zip(_by_image(found), _by_image(wanted), strict=True):
-                    _compare(one, other, threshold, proof, 'the file', 'the module')
+                    _compare(one, other, threshold, limit, proof, 'the file', 'the module')
         break
     allowed = max(1, int(MAX_TIES * (proof.detections or 0)))
     if proof.ties > allowed:
@@ -146,19 +148,19 @@ def _prove_detector(model: nn.Module, whole: WholeModel, open_file: Any, images:
 
 
 def _compare_with_toolkit(
-    model: Any, image: Any, wanted: dict[str, np.ndarray], threshold: float, proof: Proof
+    model: Any, image: Any, wanted: dict[str, np.ndarray], threshold: float, limit: int, proof: Proof
 ) -> None:
     """Compare the module's outputs with the toolkit's for one batch; masks as pixels of the image."""
     mask_threshold = None
     if 'masks' in wanted:
         mask_threshold = float(model.test_cfg['rcnn']['mask_thr_binary'])
-    for sample, ours in zip(_toolkit(model, image), _by_image(wanted), strict=True):
+    for sample, ours in zip(toolkit_samples(model, image), _by_image(wanted), strict=True):
         instances = sample.pred_instances
         theirs = dict(boxes=instances.bboxes.numpy(), scores=instances.scores.numpy(), labels=instances.labels.numpy())
-        pairs = _compare(ours, theirs, threshold, proof, 'the module', "the toolkit's model")
+        pairs = _compare(ours, theirs, threshold, limit, proof, 'the module', "the toolkit's model")
         if mask_threshold is None:
             continue
-        pasted = paste_masks(ours['masks'], ours['boxes'], tuple(image.shape[-2:]))
+        pasted = paste_masks(ours['masks'], ours['boxes'], tuple(image.shape[-2:]), None)
         for index, partner in pairs:
             decided = pasted[index] >= mask_threshold
             different = decided != instances.masks[partner].numpy()
@@ -173,7 +175,13 @@ def _compare_with_toolkit(
 
 
 def _compare(
-    found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], threshold: float, proof: Proof, one: str, other: str
+    found: dict[str, np.ndarray],
+    wanted: dict[str, np.ndarray],
+    threshold: float,
+    limit: int,
+    proof: Proof,
+    one: str,
+    other: str,
 ) -> list[tuple[int, int]]:
     """Match the detections of one image, and add the differences to ``proof``.
 
@@ -198,7 +206,7 @@ def _compare(
         for index in range(len(left['scores'])):
             if index in matched:
                 continue
-            if not _is_tie(left, index, right, threshold):
+            if not _is_tie(left, index, right, threshold, limit):
                 raise UserError(
                     f'{one if place == 0 else other} finds class {left["labels"][index]} at '
                     f'{np.round(left["boxes"][index], 2).tolist()} with score {left["scores"][index]:.5f}, which '
@@ -224,18 +232,20 @@ def match(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> list[t
     return pairs
 
 
-def _is_tie(left: dict[str, np.ndarray], index: int, right: dict[str, np.ndarray], threshold: float) -> bool:
-    """True if rounding explains that a detection of ``left`` is missing in ``right``.
+def _is_tie(
+    left: dict[str, np.ndarray], index: int, right: dict[str, np.ndarray], threshold: float, limit: int
+) -> bool:
+    """True if two equal scores explain that a detection of ``left`` is missing in ``right``.
 
-    Its score is that of the threshold or of the last detections that fit in, or a box overlaps it that has its score:
-    which of the two suppresses the other is chance.
+    Its score is equal to the threshold, to the last one of the ``limit`` that fit in, or to that of an overlapping box
+    of its class: which of two equal ones is taken is chance.
     """
     score = left['scores'][index]
-    if abs(score - threshold) <= SCORE_TOLERANCE:
+    if abs(score - threshold) <= TIE_TOLERANCE:
         return True
-    if len(right['scores']) and score - right['scores'].min() <= SCORE_TOLERANCE:
+    if len(right['scores']) >= limit and abs(score - right['scores'].min()) <= TIE_TOLERANCE:
         return True
-    same = (right['labels'] == left['labels'][index]) & (np.abs(right['scores'] - score) <= 10 * SCORE_TOLERANCE)
+    same = (right['labels'] == left['labels'][index]) & (np.abs(right['scores'] - score) <= TIE_TOLERANCE)
     return bool((_iou(left['boxes'][index], right['boxes'][same]) > 0.3).any())
 
 
@@ -278,7 +288,7 @@ def _prove_segmentor(model: Any, whole: WholeModel, session: Session, images: li
             wanted = _as_numpy(whole(image))
             found = _run(session, image, whole.output_names)
             _check_finite(found)
-            theirs = _toolkit(model, image)
+            theirs = toolkit_samples(model, image)
             labels = np.stack([sample.pred_sem_seg.data[0].numpy() for sample in theirs])
             if model.decode_head.out_channels == 1:
                 logits = wanted['logits']  # the toolkit keeps probabilities only
@@ -315,8 +325,8 @@ def _compare_maps(
 # Both
 
 
-def _toolkit(model: Any, image: Any) -> list[Any]:
-    """Return the data samples of the toolkit's own ``test_step`` for a batch of RGB images."""
+def toolkit_samples(model: Any, image: Any) -> list[Any]:
+    """Return the data samples of the toolkit's own ``test_step`` for RGB images (N, 3, H, W), 0 to 255."""
     bgr = image.flip(1).to(torch.uint8)
     height, width = image.shape[-2:]
     meta = dict(ori_shape=(height, width), img_shape=(height, width), scale_factor=(1.0, 1.0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -76,11 +76,15 @@ class Block(nn.Module):
         drop_path: Rate of stochastic depth.
         layer_scale_init_value: Initial value of ``gamma``; 0 builds none.
         use_grn: Build the global response normalisation of ConvNeXt V2.
-        eps: Of LayerNorm.
+        eps: Of LayerNorm; not of another ``norm``.
         kernel_size: Side of the depthwise kernel, odd.
         dilation: Of the depthwise kernel.
         memory: What the fused block saves for the backward pass: ``'default'``, ``'lean'`` or ``'checkpoint'`` (see
             :mod:`convnext_dense.models.fused_block`). None is ``'default'`` on CPUs and the plain block on GPUs.
+        norm: Makes the norm over the last dimension of a number of channels; None is LayerNorm. With another norm or
+            activation the plain block runs.
+        act: Makes the activation.
+        conv_bias: Build the bias of the depthwise convolution.
     """
 
     def __init__(
@@ -93,13 +97,18 @@ class Block(nn.Module):
         kernel_size: int,
         dilation: int = 1,
         memory: str | None = None,
+        norm: Callable[[int], nn.Module] | None = None,
+        act: Callable[[], nn.Module] = nn.GELU,
+        conv_bias: bool = True,
     ) -> None:
         super().__init__()
         padding = dilation * (kernel_size // 2)
-        self.dwconv = nn.Conv2d(channels, channels, kernel_size, padding=padding, dilation=dilation, groups=channels)
-        self.norm = nn.LayerNorm(channels, eps=eps)
+        self.dwconv = nn.Conv2d(
+            channels, channels, kernel_size, padding=padding, dilation=dilation, groups=channels, bias=conv_bias
+        )
+        self.norm = norm(channels) if norm else nn.LayerNorm(channels, eps=eps)
         self.pwconv1 = nn.Linear(channels, 4 * channels)
-        self.act = nn.GELU()
+        self.act = act()
         self.grn = GRN(4 * channels) if use_grn else nn.Identity()
         self.pwconv2 = nn.Linear(4 * channels, channels)
         self.gamma: nn.Parameter | None = None
@@ -197,7 +206,7 @@ class Block(nn.Module):
 
     def _options(self, scale: float, dtype: torch.dtype) -> BlockOptions:
         return BlockOptions(
-            norm_eps=self.norm.eps,
+            norm_eps=cast(nn.LayerNorm, self.norm).eps,  # the parts are plain
             grn_eps=getattr(self.grn, 'eps', 0.0),
             padding=int(self.dwconv.padding[0]),
             dilation=self.dwconv.dilation[0],

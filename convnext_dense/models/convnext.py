@@ -7,28 +7,36 @@ the V2 weights under CC BY-NC 4.0. Parameter names are the official ones, so tha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from mmengine.logging import print_log
-from mmengine.model import PretrainedInit
 from torch import nn
 
-from convnext_dense.archs import DEFAULT_KERNEL_SIZE, NUM_STAGES, resolve_arch
+from convnext_dense.archs import (
+    DEFAULT_KERNEL_SIZE,
+    NUM_STAGES,
+    arch_name,
+    resolve_arch,
+    resolve_kernel_sizes,
+    variant_arguments,
+)
 from convnext_dense.errors import UserError
 from convnext_dense.models.block import Block, resolve_memory
-from convnext_dense.models.layers import DilatedDownsample, LayerNorm2d
+from convnext_dense.models.layers import (
+    STEMS,
+    build_downsample,
+    build_stem,
+    comparable,
+    resolve_activation,
+    resolve_norm,
+)
+from convnext_dense.models.loading import PretrainedModule
 from convnext_dense.models.staged import StagedBackbone, linear_rates
-from convnext_dense.weights.dialects import WRAPPED_MODULES
-from convnext_dense.weights.fit import Wanted, fit
-from convnext_dense.weights.sources import licence_of, read
-
-# In the metadata of a state dict, of a ConvNeXt whose tensors ConvNeXtLoadHook has fitted and announced.
-FITTED = 'fitted_to_convnext'
+from convnext_dense.weights.dialects import STAGED
+from convnext_dense.weights.fit import Wanted
 
 
-class ConvNeXt(StagedBackbone):
+class ConvNeXt(PretrainedModule, StagedBackbone):
     """ConvNeXt V1 and V2 as a backbone: features of up to four stages, each with a LayerNorm of its own.
 
     The defaults are the official ones. Argument names of mmpretrain's ConvNeXt are accepted, so that in an existing
@@ -36,7 +44,9 @@ class ConvNeXt(StagedBackbone):
     layer decay are those of :class:`StagedBackbone`.
 
     Args:
-        arch: A name in :data:`ARCHS`, or a dict of ``depths`` and ``channels`` (or ``dims``), four numbers each.
+        arch: A name in :data:`ARCHS` or, with arguments that hold where they are not given here, in
+            :data:`~convnext_dense.archs.VARIANTS`; or a dict of ``depths`` and ``channels`` (or ``dims``), four numbers
+            each.
         in_channels: Channels of the input image. Weights for 3 are adapted to another number as in timm: their sum for
             1, repeated red, green, blue for more.
         out_indices: The stages to output, ascending; an int, a list or a tuple. Negative ones count from the last
@@ -56,11 +66,20 @@ class ConvNeXt(StagedBackbone):
         output_stride: Largest stride of the features: 8, 16 or 32, which None is too (4 is possible, and slow). Stages
             that would be coarser keep their size and dilate their kernels instead, as in DeepLab (arXiv 1706.05587,
             section 3.1); the weights stay as they are.
-        kernel_size: Side of the depthwise kernels, odd. Weights of another size are interpolated where it is not 7.
-        norm_cfg: ``dict(type='LN2d', eps=...)`` as in mmpretrain; None is an eps of 1e-6.
-        act_cfg: ``dict(type='GELU')`` as in mmpretrain, or None, which is the same.
+        kernel_size: Side of the depthwise kernels, odd, or one for each stage; None is that of the arch, 7 officially.
+            Weights of another size are interpolated where it is not 7.
+        norm_cfg: ``dict(type='LN2d', eps=...)`` as in mmpretrain, or with type ``'RMSNorm'`` or ``'SimpleNorm'``; None
+            is that of the arch, officially LayerNorm with an eps of 1e-6.
+        act_cfg: ``dict(type='GELU')`` as in mmpretrain, with ``approximate='tanh'``, or ``dict(type='SiLU')``; None is
+            that of the arch, GELU officially.
         linear_pw_conv: As in mmpretrain; a Linear and a 1x1 convolution are the same function, ours is the Linear.
         gap_before_final_norm: Must be False: a pooled vector is no feature map.
+        stem: ``'patch'`` (official), or one of timm's overlapping stems, two 3x3 convolutions of stride 2:
+            ``'overlap'``, ``'overlap_tiered'`` (half the channels between them), ``'overlap_act'`` (an activation
+            between them). None is that of the arch.
+        conv_bias: Build the biases of all convolutions; the Linears of the blocks have theirs in any case.
+        allow_statistics_mismatch: Do not refuse weights that were trained with inputs of another mean and standard
+            deviation than those of the data preprocessor; :class:`ConvNeXtLoadHook` compares them.
         pretrained: A weight file, short for ``init_cfg=dict(type='Pretrained', checkpoint=...)``: a path, URL,
             ``hf-hub:org/name``, ``timm:name`` or the short name of an official file, in any format of the README.
         init_cfg: mmengine's initialisation config. Without it: a normal of 0.02 for every convolution and
@@ -88,11 +107,14 @@ class ConvNeXt(StagedBackbone):
         memory: str | None = None,
         stem_patch_size: int = 4,
         output_stride: int | None = None,
-        kernel_size: int = DEFAULT_KERNEL_SIZE,
+        kernel_size: int | Sequence[int] | None = None,
         norm_cfg: dict | None = None,
         act_cfg: dict | None = None,
         linear_pw_conv: bool = True,
         gap_before_final_norm: bool = False,
+        stem: str | None = None,
+        conv_bias: bool = True,
+        allow_statistics_mismatch: bool = False,
         pretrained: str | None = None,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
@@ -108,21 +130,17 @@ class ConvNeXt(StagedBackbone):
                 'gap_before_final_norm=True makes a pooled vector for classification, a dense predictor '
                 'needs feature maps: set gap_before_final_norm=False or leave it out'
             )
-        norm = dict(norm_cfg or dict(type='LN2d'))
-        eps = norm.pop('eps', 1e-6)
-        if norm not in (dict(type='LN2d'), dict(type='LN')):
-            raise UserError(
-                f"ConvNeXt normalises by LayerNorm, found norm_cfg={norm_cfg}: use dict(type='LN2d', "
-                'eps=1e-6) or leave it out'
-            )
-        if act_cfg not in (None, dict(type='GELU')):
-            raise UserError(
-                f"ConvNeXt activates by GELU, found act_cfg={act_cfg}: use dict(type='GELU') or leave it out"
-            )
-        if type(kernel_size) is not int or kernel_size < 1 or kernel_size % 2 == 0:
-            raise UserError(
-                f'ConvNeXt needs an odd kernel_size, found {kernel_size}: the official one is {DEFAULT_KERNEL_SIZE}'
-            )
+        variant = variant_arguments(arch)
+        stem = stem or variant.get('stem', 'patch')
+        self.norm_cfg = norm_cfg or variant.get('norm_cfg') or dict(type='LN2d')
+        self.act_cfg = act_cfg or variant.get('act_cfg') or dict(type='GELU')
+        kernel_sizes = resolve_kernel_sizes(kernel_size or variant.get('kernel_size', DEFAULT_KERNEL_SIZE))
+        norm, norm2d = resolve_norm(self.norm_cfg)
+        act = resolve_activation(self.act_cfg)
+        if stem not in STEMS:
+            raise UserError(f'ConvNeXt has no stem={stem!r}: use one of {", ".join(STEMS)}')
+        if stem != 'patch' and stem_patch_size != 4:
+            raise UserError(f'stem={stem!r} has a stride of 4, found stem_patch_size={stem_patch_size}: leave it out')
         strides = [stem_patch_size * 2**i for i in range(NUM_STAGES)]
         if output_stride not in (None, *strides):
             raise UserError(
@@ -131,16 +149,18 @@ class ConvNeXt(StagedBackbone):
         built_strides = tuple(min(stride, output_stride or stride) for stride in strides)
         depths, channels = resolve_arch(arch)
         super().__init__(depths, out_indices, drop_path_rate, frozen_stages, built_strides, init_cfg)
+        self.arch = arch.lower() if isinstance(arch, str) else arch_name(depths, channels)
         self.channels = channels
-        self.kernel_size = kernel_size
+        self.kernel_sizes = kernel_sizes
+        self.allow_statistics_mismatch = allow_statistics_mismatch
 
         drop_path_rates = linear_rates(drop_path_rate, sum(self.depths))
         for i in range(self.num_built):
             dilation = strides[i] // self.strides[i]
             if i == 0:
-                downsample = self._stem(in_channels, stem_patch_size, eps)
+                downsample = build_stem(stem, in_channels, channels[0], stem_patch_size, norm2d, act, conv_bias)
             else:
-                downsample = self._downsample(i, dilation, eps)
+                downsample = build_downsample(channels[i - 1], channels[i], dilation, norm2d, conv_bias)
             self.downsample_layers.append(downsample)
             blocks = []
             for _ in range(self.depths[i]):
@@ -149,15 +169,18 @@ class ConvNeXt(StagedBackbone):
                     drop_path_rates.pop(0),
                     layer_scale_init_value,
                     use_grn,
-                    eps,
-                    kernel_size,
-                    dilation,
-                    memory,
+                    eps=0.0,
+                    kernel_size=kernel_sizes[i],
+                    dilation=dilation,
+                    memory=memory,
+                    norm=norm,
+                    act=act,
+                    conv_bias=conv_bias,
                 )
                 blocks.append(block)
             self.stages.append(nn.Sequential(*blocks))
         for i in self.out_indices:
-            self.add_module(f'norm{i}', LayerNorm2d(self.channels[i], eps=eps))
+            self.add_module(f'norm{i}', norm2d(self.channels[i]))
 
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -167,102 +190,27 @@ class ConvNeXt(StagedBackbone):
                     nn.init.zeros_(module.bias)
         self.freeze_stages()
 
-    def _stem(self, in_channels: int, patch_size: int, eps: float) -> nn.Sequential:
-        conv = nn.Conv2d(in_channels, self.channels[0], patch_size, patch_size)
-        return nn.Sequential(conv, LayerNorm2d(self.channels[0], eps=eps))
-
-    def _downsample(self, stage: int, dilation: int, eps: float) -> nn.Sequential:
-        """LayerNorm and the 2x2 convolution before a stage; ``dilation`` is that of the stage's blocks."""
-        before, width = self.channels[stage - 1], self.channels[stage]
-        conv = nn.Conv2d(before, width, 2, 2) if dilation == 1 else DilatedDownsample(before, width, dilation // 2)
-        return nn.Sequential(LayerNorm2d(before, eps=eps), conv)
-
-    def init_weights(self) -> None:
-        """Load what ``init_cfg`` names; the official initialisation was done at construction.
-
-        ``dict(type='Pretrained', checkpoint=SOURCE)`` takes every source of
-        :func:`convnext_dense.weights.sources.fetch`; its ``prefix`` chooses among several ConvNeXts in one file.
-
-        Raises:
-            UserError: The file cannot be had or does not fit.
-        """
-        whole: Any = self.init_cfg
-        again = self.is_init
-        configs = [whole] if isinstance(whole, dict) else list(whole or ())
-        pretrained = [cfg for cfg in configs if cfg['type'] in ('Pretrained', PretrainedInit)]
-        # mmengine's own Pretrained knows neither our sources nor safe reading in every version of it.
-        self.init_cfg: Any = [cfg for cfg in configs if cfg not in pretrained]
-        try:
-            super().init_weights()
-        finally:
-            self.init_cfg = whole
-        if again:
-            return
-        for cfg in pretrained:
-            self._load_pretrained(cfg['checkpoint'], cfg.get('prefix'))
-
-    def _load_pretrained(self, source: str, prefix: str | None) -> None:
-        try:
-            checkpoint = read(source)
-        except UserError as error:
-            raise UserError(
-                f'the pretrained weights {source} could not be read ({error}); or give another file as '
-                'model.backbone.init_cfg.checkpoint, or train from scratch with '
-                '--cfg-options model.backbone.init_cfg=None'
-            ) from error
-        try:
-            fitted = fit(self.wanted_weights(), checkpoint, prefix)
-        except UserError as error:
-            raise UserError(f'{source}: {error}') from error
-        licence = licence_of(source)
-        print_log(f'{fitted.summary}; {licence}' if licence else fitted.summary, logger='current')
-        params = {WRAPPED_MODULES.sub('', name): param for name, param in self.named_parameters()}
-        with torch.no_grad():
-            for name, value in fitted.tensors.items():
-                params[name].copy_(value)
+    def contradictions(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        implied = variant_arguments(arguments['arch']) if 'arch' in arguments else None
+        if implied is None:
+            return {}
+        wrong = {}
+        for key, own, official in (
+            ('norm_cfg', self.norm_cfg, dict(type='LN2d')),
+            ('act_cfg', self.act_cfg, dict(type='GELU')),
+        ):
+            wanted = implied.get(key, official)
+            if comparable(own) != comparable(wanted):
+                wrong[key] = wanted
+        return wrong
 
     def wanted_weights(self, place: str = '') -> Wanted:
-        """Describe what this module wants from a file; a sharded one inside ``whole_parameters``.
-
-        Args:
-            place: Where it is in the model around it, such as ``backbone.``, for messages.
-        """
         return Wanted(
-            shapes={WRAPPED_MODULES.sub('', name): tuple(param.shape) for name, param in self.named_parameters()},
+            family=STAGED,
+            shapes=self.shapes_of_parameters(),
             dtype=next(self.parameters()).dtype,
-            depths=self.depths,
-            channels=self.channels,
-            kernel_size=self.kernel_size,
+            arch=self.arch,
+            kernel_sizes=self.kernel_sizes,
             out_indices=self.out_indices,
             place=place,
         )
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict, *args: Any, **kwargs: Any
-    ) -> None:
-        # Every way of loading calls this: load_state_dict, mmengine's load_checkpoint and runner.
-        found = {name[len(prefix) :]: value for name, value in state_dict.items() if name.startswith(prefix)}
-        if any('_fsdp_wrapped_module' in name for name, _ in self.named_parameters()):
-            self._check_names(found.keys(), prefix)  # only shards are here, the shapes are unknown
-        elif not (local_metadata.get(FITTED) and self._has_shapes_of(found)):
-            own = self.state_dict()
-            fitted = fit(self.wanted_weights(prefix), found)
-            print_log(fitted.summary, logger='current')
-            for name in found:
-                del state_dict[prefix + name]
-            for name, value in own.items():
-                state_dict[prefix + name] = fitted.tensors.get(WRAPPED_MODULES.sub('', name), value)
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args, **kwargs)
-
-    def _has_shapes_of(self, found: Mapping[str, Any]) -> bool:
-        own = self.state_dict()
-        return own.keys() == found.keys() and all(own[name].shape == found[name].shape for name in own)
-
-    def _check_names(self, found: Set[str], place: str) -> None:
-        wanted = {WRAPPED_MODULES.sub('', name) for name, _ in self.named_parameters()}
-        if found != wanted:
-            raise UserError(
-                f'the sharded ConvNeXt at {place!r} lacks {sorted(wanted - found)[:3]} and does not know '
-                f'{sorted(found - wanted)[:3]}: sharded models load other layouts through '
-                "custom_hooks=[dict(type='ConvNeXtLoadHook')] only"
-            )

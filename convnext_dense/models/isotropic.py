@@ -9,18 +9,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from convnext_dense.archs import DEFAULT_KERNEL_SIZE, resolve_isotropic_arch
+from convnext_dense.archs import DEFAULT_KERNEL_SIZE, isotropic_arch_name, resolve_isotropic_arch
 from convnext_dense.errors import UserError
 from convnext_dense.models.block import Block, resolve_memory
 from convnext_dense.models.fusion_rule import is_transformed
 from convnext_dense.models.layers import LayerNorm2d
-from convnext_dense.models.staged import LayeredModule, check_drop_path_rate, image_too_small, linear_rates
+from convnext_dense.models.loading import PretrainedModule
+from convnext_dense.models.staged import check_drop_path_rate, image_too_small, linear_rates
+from convnext_dense.weights.dialects import ISOTROPIC
+from convnext_dense.weights.fit import Wanted
 
 PATCH_SIZE = 16
 EPS = 1e-6
 
 
-class ConvNeXtIsotropic(LayeredModule):
+class ConvNeXtIsotropic(PretrainedModule):
     """The isotropic ConvNeXt as a backbone: one feature map of stride 16.
 
     Detectors and segmentors that want several strides put
@@ -37,15 +40,16 @@ class ConvNeXtIsotropic(LayeredModule):
         frozen_layers: Freeze the stem and the first n - 1 blocks. 0 and -1 freeze nothing.
         with_cp: As ``memory='checkpoint'``.
         memory: What a block saves for the backward pass, as in :class:`convnext_dense.models.convnext.ConvNeXt`.
-        init_cfg: mmengine's initialisation config. Without it: a normal of 0.02 for every convolution and Linear, zero
-            biases (official).
+        allow_statistics_mismatch: As in ConvNeXt.
+        init_cfg: mmengine's initialisation config; ``Pretrained`` takes the sources that ConvNeXt takes. Without
+            it: a normal of 0.02 for every convolution and Linear, zero biases (official).
 
     Attributes:
         depth: Number of blocks.
         channels, strides, out_indices: Of the output, with one element each.
 
     Raises:
-        UserError: An argument cannot be used.
+        UserError: An argument cannot be used, or weights do not fit.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class ConvNeXtIsotropic(LayeredModule):
         frozen_layers: int = 0,
         with_cp: bool = False,
         memory: str | None = None,
+        allow_statistics_mismatch: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -75,6 +80,7 @@ class ConvNeXtIsotropic(LayeredModule):
         self.channels, self.strides, self.out_indices = (width,), (PATCH_SIZE,), (0,)
         self.kernel_size = DEFAULT_KERNEL_SIZE
         self.frozen_layers = frozen_layers
+        self.allow_statistics_mismatch = allow_statistics_mismatch
 
         self.stem = nn.Conv2d(in_channels, width, PATCH_SIZE, PATCH_SIZE)
         blocks = []
@@ -89,6 +95,17 @@ class ConvNeXtIsotropic(LayeredModule):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         self.train(self.training)
+
+    def wanted_weights(self, place: str = '') -> Wanted:
+        return Wanted(
+            family=ISOTROPIC,
+            shapes=self.shapes_of_parameters(),
+            dtype=next(self.parameters()).dtype,
+            arch=isotropic_arch_name(self.depth, self.channels[0]),
+            kernel_sizes=(self.kernel_size,),
+            out_indices=self.out_indices,
+            place=place,
+        )
 
     @property
     def num_layers(self) -> int:  # type: ignore[override]

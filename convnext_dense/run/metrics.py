@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -32,6 +34,15 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
         names = [name for name in SEGMENTATION_COLUMNS if name in metrics]
         return '\n'.join([_row('', names), _row('', [metrics[name] for name in names])])
     return '\n'.join(f'{name:<30} {value}' for name, value in metrics.items())
+
+
+def metrics_json(metrics: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """Return metrics as JSON, and the names of those that are NaN or infinite, which JSON writes as ``null``."""
+    values: dict[str, float | None] = {}
+    for name, value in metrics.items():
+        number = float(value)
+        values[name] = number if math.isfinite(number) else None
+    return json.dumps(values, indent=2) + '\n', [name for name, value in values.items() if value is None]
 
 
 def _prefix_of(metrics: Mapping[str, Any], kind: str) -> str | None:
@@ -77,7 +88,7 @@ def _metrics_of_no_detection(evaluator: Evaluator) -> dict[str, float] | None:
         return None
     metrics = {}
     for metric in evaluator.metrics:
-        if type(metric) is mmdet_evaluation.CocoMetric:  # subclasses name their metrics otherwise
+        if type(metric) is mmdet_evaluation.CocoMetric and not metric.format_only:  # subclasses use other names
             for kind in metric.metrics:
                 for name in ('mAP', 'mAP_50', 'mAP_75'):
                     metrics[f'{metric.prefix}/{kind}_{name}'] = 0.0

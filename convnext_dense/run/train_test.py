@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -15,18 +15,30 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 from mmengine.dist import is_distributed, is_main_process
+from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
 from convnext_dense.data_check.loading_errors import name_paths_in_errors
 from convnext_dense.data_check.splits import innermost_datasets
+from convnext_dense.engine.durable import write_durably
+from convnext_dense.engine.finite import FiniteModelHook, FiniteStepsHook
 from convnext_dense.engine.inference_hook import PrepareForInferenceHook
 from convnext_dense.engine.load_hook import attach_load_hook
 from convnext_dense.errors import UserError
 from convnext_dense.run.data import prepare_data
 from convnext_dense.run.machine import describe_operators, fit_to_machine
-from convnext_dense.run.metrics import MetricsHook, metrics_table
+from convnext_dense.run.metrics import MetricsHook, metrics_json, metrics_table
 from convnext_dense.run.options import DATA_VARIABLE, nested_dicts, read_config
+from convnext_dense.run.watching import ProgressHook, add_trackers, memory_errors
+from convnext_dense.run.work_dir import (
+    ReplaceHook,
+    Start,
+    choose_start,
+    claimed,
+    default_work_dir,
+    use_durable_checkpoints,
+)
 from convnext_dense.toolkits import check_toolkit
 from convnext_dense.weights.safe_reading import only_safe_loading
 from convnext_dense.weights.sources import SCHEME, check_source
@@ -44,22 +56,31 @@ def train(
     amp: bool = False,
     auto_scale_lr: bool = False,
     resume: str | None = None,
+    skip_nonfinite: int = 0,
     data_check: bool = True,
     decode: bool = False,
-) -> None:
+    overwrite: bool = False,
+    track: Sequence[str] = (),
+) -> dict[str, float]:
     """Train a detector or segmentor; print the metrics of the last validation and write them to ``metrics.json``.
 
     Args:
         config: A config file of mmdet or mmseg.
         cfg_options: Changes of the config, see :func:`convnext_dense.run.options.read_config`.
-        work_dir: Folder for logs, checkpoints and metrics; default ``work_dirs/NAME_OF_THE_CONFIG``.
+        work_dir: Folder for logs, checkpoints and metrics; default ``work_dirs/FOLDER/NAME`` of the config.
         launcher: How several processes were started: 'none', 'pytorch', 'slurm' or 'mpi'.
         local_rank: Number of this process on its machine, for launchers that set no ``LOCAL_RANK``.
         amp: Use mixed precision; in bfloat16 on CPUs, unless the config says otherwise.
         auto_scale_lr: Scale the learning rate linearly with the batch over all GPUs.
-        resume: A checkpoint to continue from, or 'auto' for the last one in the work folder.
+        resume: A checkpoint to continue from, or 'auto' for the newest one in the work folder that can be read.
+        skip_nonfinite: How many steps in a row with a loss or gradient that is not finite are skipped; one more stops.
         data_check, decode: Check the data first, and decode every image in that; see
             :func:`convnext_dense.data_check.check.check_data`.
+        overwrite: Replace the checkpoints of an earlier run in the work folder; without it they end the program.
+        track: Trackers of experiments, see :data:`convnext_dense.run.watching.TRACKERS`.
+
+    Returns:
+        The metrics of the last validation by mmengine's names; empty without one, and in all processes but the first.
 
     Raises:
         UserError: A file does not exist, or an option does not go with the config.
@@ -77,16 +98,15 @@ def train(
                 '--cfg-options auto_scale_lr.base_batch_size=16'
             )
         cfg.auto_scale_lr.enable = True
-    if resume:
-        cfg.resume = True
-        cfg.load_from = None if resume == 'auto' else resume
-    if cfg.get('load_from'):
-        check_source(cfg.load_from, 'checkpoint')
+    start = choose_start(cfg, config, resume, overwrite)
     _check_data(cfg, 'train')
     if cfg.get('val_dataloader'):
         _check_data(cfg, 'val')
-    prepare_data(cfg, ('train', 'val'), launcher, check=data_check, decode=decode)
-    _run(cfg, launcher, 'train')
+    add_trackers(cfg, track)
+    start.notes += use_durable_checkpoints(cfg)
+    with claimed(cfg.work_dir):
+        prepare_data(cfg, ('train', 'val'), launcher, check=data_check, decode=decode)
+        return _run(cfg, launcher, 'train', start, [FiniteStepsHook(skip_nonfinite), ReplaceHook(start.replaced)])
 
 
 def test(
@@ -102,7 +122,7 @@ def test(
     out: str | None = None,
     data_check: bool = True,
     decode: bool = False,
-) -> None:
+) -> dict[str, float]:
     """Test a detector or segmentor; print its metrics and write them to ``metrics.json``.
 
     Args:
@@ -112,12 +132,14 @@ def test(
         show_dir: Draw predictions beside ground truth into this folder.
         out: Keep the predictions: a .pkl file for detectors, a folder of label maps for segmentors.
 
+    Returns:
+        The metrics by mmengine's names; empty in all processes but the first.
+
     Raises:
         UserError: A file does not exist, or an option does not go with the config.
     """
     check_source(checkpoint, 'checkpoint')
     cfg = _read_run_config(config, cfg_options, work_dir, launcher, local_rank)
-    cfg.load_from = checkpoint
     if tta:
         use_test_time_augmentation(cfg)
     if show_dir:
@@ -126,7 +148,7 @@ def test(
         _keep_predictions(cfg, out)
     _check_data(cfg, 'test')
     prepare_data(cfg, ('test',), launcher, check=data_check, decode=decode)
-    _run(cfg, launcher, 'test')
+    return _run(cfg, launcher, 'test', Start(checkpoint))
 
 
 def _read_run_config(
@@ -136,7 +158,7 @@ def _read_run_config(
     os.environ.setdefault('LOCAL_RANK', str(local_rank))
     cfg = read_config(config, cfg_options)
     cfg.launcher = launcher
-    cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(config).stem)
+    cfg.work_dir = work_dir or cfg.get('work_dir') or default_work_dir(config)
     return cfg
 
 
@@ -196,33 +218,46 @@ def _augment_segmentor(cfg: Config) -> None:
 
 
 @only_safe_loading()
-def _run(cfg: Config, launcher: str, task: Literal['train', 'test']) -> None:
-    """Run mmengine's runner, print the table of its metrics and write them to ``metrics.json``."""
+def _run(
+    cfg: Config, launcher: str, task: Literal['train', 'test'], start: Start, hooks: Sequence[Hook] = ()
+) -> dict[str, float]:
+    """Run mmengine's runner with our hooks, print its metrics, write them to ``metrics.json`` and return them."""
     check_toolkit(cfg.get('default_scope') or 'mmengine')
     lines = [*describe_operators(), *fit_to_machine(cfg, launcher)]
     if launcher == 'pytorch' and get_device() == 'cpu' and not is_distributed():
         torch.distributed.init_process_group('gloo')  # mmengine's own set-up chooses a GPU first
-    if cfg.get('resume') and not cfg.get('load_from'):
-        cfg.load_from = find_latest_checkpoint(cfg.work_dir)
-    if cfg.get('load_from'):
-        cfg.load_from = SCHEME + cfg.load_from  # read safely, from every source
+    # What is loaded is not in the config, which the runner writes to the work folder: that file can be trained again.
+    cfg.resume, cfg.load_from = False, (cfg.get('load_from') or '').removeprefix(SCHEME) or None
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner._resume = start.resume
+    runner._load_from = SCHEME + start.load_from if start.load_from else None  # read safely, from every source
     if is_main_process():  # known only now
-        print(*lines, sep='\n', flush=True)
+        print(*lines, *start.notes, sep='\n', flush=True)
     name_paths_in_errors(runner)
     kept = MetricsHook()
     runner.register_hook(kept)
     attach_load_hook(runner, whole_model=task == 'test')
-    runner.register_hook(PrepareForInferenceHook())
-    getattr(runner, task)()
+    for hook in (*hooks, PrepareForInferenceHook(), FiniteModelHook()):
+        runner.register_hook(hook)
+    if sys.stdout.isatty():
+        runner.register_hook(ProgressHook())
+    with memory_errors():
+        getattr(runner, task)()
     if not is_main_process():
-        return
+        return {}
     if kept.metrics is None:
         print(f'\nnothing was evaluated in this run (iteration {runner.iter})')
-        return
+        return {}
     path = Path(runner.work_dir) / 'metrics.json'
-    path.write_text(json.dumps({key: float(value) for key, value in kept.metrics.items()}, indent=2) + '\n')
+    text, undefined = metrics_json(kept.metrics)
+    write_durably(path, text)
+    if undefined:
+        print(
+            f'\nnot defined, null in {path.name}: {", ".join(undefined)} (nothing to measure it on, as for a class '
+            'that no label of the split has)'
+        )
     print(f'\n{metrics_table(kept.metrics)}\n\nwritten to {path}')
+    return {key: float(value) for key, value in kept.metrics.items()}
 
 
 def _check_data(cfg: Config, split: str) -> None:

@@ -6,29 +6,27 @@ import argparse
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from convnext_dense.errors import UserError
 from convnext_dense.images import find_images, read_image
-from convnext_dense.results import PredictionFolder
+from convnext_dense.results import PredictionFolder, Result, write_predictions
 from convnext_dense.runtime.model import Model
 from convnext_dense.runtime.sessions import RUNTIMES
 
 
-def predict(args: argparse.Namespace) -> list[Path]:
-    """Write the predictions, and return the files that could not be read."""
+def predict(args: argparse.Namespace) -> None:
+    """Write the predictions for all images that can be read."""
     files = find_images(args.images)
     folder = PredictionFolder(args.out, args.score_thr)
-    folder.check_empty()
+    folder.check_usable()
     model = Model(args.model, args.runtime, args.threads, args.bf16)
-    unreadable = []
-    for name, file in files.items():
-        image = read_image(file)
-        if image is None:
-            unreadable.append(file)
-        else:
-            folder.add(name, image, model.predict(image))
-    folder.finish()
-    print(f'predictions for {len(files) - len(unreadable)} of {len(files)} images are in {args.out}')
-    return unreadable
+
+    def predict_file(path: Path) -> tuple[np.ndarray, Result]:
+        image = read_image(path)
+        return image, model.predict(image)
+
+    write_predictions(files.items(), folder, predict_file)
 
 
 def main() -> None:
@@ -41,12 +39,7 @@ def main() -> None:
     parser.add_argument('--threads', type=int, help='number of threads')
     parser.add_argument('--bf16', action='store_true', help='let OpenVINO compute in bfloat16')
     try:
-        unreadable = predict(parser.parse_args())
-        if unreadable:
-            raise UserError(
-                f'{len(unreadable)} files could not be read as images and were skipped: '
-                f'{", ".join(map(str, unreadable))}'
-            )
+        predict(parser.parse_args())
     except UserError as error:
         sys.exit(f'error: {error}')
 

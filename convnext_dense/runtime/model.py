@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from convnext_dense.errors import UserError
-from convnext_dense.images import read_image, resize_bilinear, resize_image
+from convnext_dense.images import Images, images_of, read_image, resize_bilinear, resize_image
 from convnext_dense.results import Detections, LabelMap, Result
 from convnext_dense.runtime.metadata import parse
 from convnext_dense.runtime.sessions import Session, open_session
@@ -30,7 +29,7 @@ class Model:
 
     Example::
 
-        for result in Model('mask_rcnn.onnx')(['street.jpg']):
+        for result in Model('mask_rcnn.onnx')('street.jpg'):
             print(result.names[result.labels[0]], result.boxes[0], result.scores[0])
 
     Raises:
@@ -44,18 +43,16 @@ class Model:
         self.metadata = parse(self.session.metadata, path)
         self.names: list[str] = self.metadata['names']
 
-    def __call__(self, images: Iterable[str | Path | np.ndarray]) -> list[Result]:
+    def __call__(self, images: Images) -> list[Result]:
         """Return a result for each image.
 
         Args:
-            images: Files, or arrays (height, width, 3), RGB uint8.
+            images: A file, a folder or an array (height, width, 3), RGB uint8; or several of them.
 
         Raises:
             UserError: A file cannot be read as an image, or an array is none.
         """
-        if isinstance(images, (str, Path)) or getattr(images, 'ndim', 4) == 3:
-            raise UserError('found one image, a list of images was wanted: write [image]')
-        return [self.predict(_as_array(image)) for image in images]
+        return [self.predict(_as_array(image)) for image in images_of(images)]
 
     def predict(self, image: np.ndarray) -> Result:
         """Return the result for one image (height, width, 3), RGB uint8."""
@@ -95,7 +92,7 @@ class Model:
         boxes = boxes / np.array([width / size[1], height / size[0]] * 2, np.float32)
         masks = None
         if with_masks:
-            masks = paste_masks(outputs[3][0][there], boxes, size) >= self.metadata['mask_threshold']
+            masks = paste_masks(outputs[3][0][there], boxes, size, self.metadata['mask_threshold'])
         return Detections(
             boxes, scores[there], labels[there], self.names, (size[0], size[1]), masks, self.metadata['palette']
         )
@@ -167,24 +164,26 @@ def windows(size: tuple[int, int], crop: tuple[int, int], stride: tuple[int, int
     return [(rows, columns) for rows in spans[0] for columns in spans[1]]
 
 
-def paste_masks(masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return probabilities of masks in the image, as mmdet's ``_do_paste_mask`` computes them.
+def paste_masks(masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int], threshold: float | None) -> np.ndarray:
+    """Return masks in the image, as mmdet's ``_do_paste_mask`` computes them.
 
     Args:
-        masks: (N, side, side) float32, over the boxes.
+        masks: (N, side, side) float32, probabilities over the boxes.
         boxes: (N, 4), x0, y0, x1, y1 in pixels of the image.
         size: Height and width of the image.
+        threshold: A pixel with at least this probability belongs to the mask; None keeps probabilities.
 
     Returns:
-        (N, height, width) float32; 0 outside of the boxes.
+        (N, height, width) bool, or float32 without a threshold; False or 0 outside of the boxes.
     """
-    pasted = np.zeros((len(masks), *size), np.float32)
+    pasted = np.zeros((len(masks), *size), np.float32 if threshold is None else bool)
     for i, (mask, box) in enumerate(zip(masks, boxes, strict=True)):
         rows, above, below, down = _mask_samples(box[1], box[3], size[0], mask.shape[0])
         columns, before, behind, across = _mask_samples(box[0], box[2], size[1], mask.shape[1])
         bordered = np.pad(mask.astype(np.float32), 1)  # zero outside
         lines = bordered[above] * (1 - down[:, None]) + bordered[below] * down[:, None]
-        pasted[i, rows, columns] = lines[:, before] * (1 - across) + lines[:, behind] * across
+        values = lines[:, before] * (1 - across) + lines[:, behind] * across
+        pasted[i, rows, columns] = values if threshold is None else values >= threshold
     return pasted
 
 
@@ -202,15 +201,9 @@ def _mask_samples(start: float, end: float, length: int, side: int) -> tuple[sli
     return slice(first, max(last, first)), low, low + 1, (position - low).astype(np.float32)
 
 
-def _as_array(image: str | Path | np.ndarray) -> np.ndarray:
-    if isinstance(image, np.ndarray):
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise UserError(f'an image is (height, width, 3) RGB uint8, found {image.shape} {image.dtype}: convert it')
-        return image
-    path = Path(image)
-    if not path.is_file():
-        raise UserError(f'there is no image {path}: check the path')
-    found = read_image(path)
-    if found is None:
-        raise UserError(f'{path} could not be read as an image: check the file')
-    return found
+def _as_array(image: Path | np.ndarray) -> np.ndarray:
+    if isinstance(image, Path):
+        return read_image(image)
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise UserError(f'an image is (height, width, 3) RGB uint8, found {image.shape} {image.dtype}: convert it')
+    return image

@@ -112,6 +112,14 @@ def is_pretrained(init_cfg: Any) -> bool:
     return any(isinstance(part, dict) and part.get('type') == 'Pretrained' for part in as_list(init_cfg))
 
 
+def pretrained_source(init_cfg: Any) -> str:
+    """Return where an ``init_cfg`` loads weights from; empty if it loads none."""
+    for part in as_list(init_cfg):
+        if isinstance(part, dict) and part.get('type') == 'Pretrained':
+            return part['checkpoint']
+    return ''
+
+
 def fit_backbone(
     site: Site,
     new: NewBackbone,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from convnext_dense.swap.backbone import SwapRequest, new_backbone
+from convnext_dense.swap.backbone import SwapRequest, new_backbone, pretrained_source
 from convnext_dense.swap.config_tree import Change
 from convnext_dense.swap.observe import observe
 from convnext_dense.swap.sites import Site
@@ -27,6 +27,7 @@ class SitePlan:
         was_convnext: A ConvNeXt was there.
         keeps_arch: It had the same arch.
         keeps_weights: The backbone loads the weights that it loaded before.
+        kept_weights: The source of these; empty if there is none.
         changes: Config values; their paths begin at the model.
         has_unused_features: Some outputs of the backbone get no gradient.
         old_parameters, new_parameters: Names in the model of the parameters of the backbone, before and after.
@@ -38,6 +39,7 @@ class SitePlan:
     was_convnext: bool
     keeps_arch: bool
     keeps_weights: bool
+    kept_weights: str
     changes: tuple[Change, ...]
     has_unused_features: bool
     old_parameters: tuple[str, ...]
@@ -87,6 +89,7 @@ def plan_site(site: Site, request: SwapRequest) -> SitePlan:
         was_convnext=found.was_convnext,
         keeps_arch=new.keeps_arch,
         keeps_weights=new.keeps_weights,
+        kept_weights=pretrained_source(new.arguments.get('init_cfg')) if new.keeps_weights else '',
         changes=(Change(site.path, wiring.fit.backbone), *wiring.changes),
         has_unused_features=wiring.has_unused_features,
         old_parameters=tuple(f'{site.place}.{name}' for name in found.backbone.parameter_names),

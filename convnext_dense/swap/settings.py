@@ -18,18 +18,29 @@ from convnext_dense.swap.config_tree import (
 )
 from convnext_dense.swap.plan import SitePlan
 from convnext_dense.swap.probe import CLASSIFIERS
-
-# Of ImageNet in RGB, with which ConvNeXt's weights were trained.
-MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+from convnext_dense.weights.known import IMAGENET, Statistics
+from convnext_dense.weights.sources import facts_of
 
 LARGEST_STRIDE = STAGE_STRIDES[-1]
 
 
-def preprocessing_changes(cfg: Config) -> tuple[list[Change], list[str]]:
-    """Return changes to RGB with ImageNet's mean and std, and to sides divisible by 32; and notes.
+def input_statistics(plans: Sequence[SitePlan], weights: str | None) -> Statistics:
+    """Return the mean and std of the inputs that weights were trained with; ImageNet's where they are not known.
+
+    Args:
+        plans: Of all sites.
+        weights: For the backbone; None if none were given, and those of the config may stay.
+    """
+    sources = [weights] if weights else [plan.kept_weights for plan in plans if plan.kept_weights]
+    return next((known.statistics for known in map(facts_of, sources) if known.statistics), IMAGENET)
+
+
+def preprocessing_changes(cfg: Config, statistics: Statistics) -> tuple[list[Change], list[str]]:
+    """Return changes to RGB with the mean and std of the weights, and to sides divisible by 32; and notes.
 
     Args:
         cfg: The config before.
+        statistics: Of the inputs.
     """
     changes: list[Change] = []
     notes: list[str] = []
@@ -43,15 +54,16 @@ def preprocessing_changes(cfg: Config) -> tuple[list[Change], list[str]]:
             )
             continue
         rgb_key = 'to_rgb' if 'to_rgb' in preprocessor else 'bgr_to_rgb'
-        values = {'mean': list(MEAN), 'std': list(STD), rgb_key: True, 'rgb_to_bgr': REMOVED}
+        mean, std = list(statistics.mean), list(statistics.std)
+        values = {'mean': mean, 'std': std, rgb_key: True, 'rgb_to_bgr': REMOVED}
         type_name = preprocessor.get('type', '')
         divisor = preprocessor.get('pad_size_divisor', 1)
         # mmseg resizes or pads to one size instead, and images of re-identification have one.
         if 'Seg' not in type_name and 'ReID' not in type_name and divisor % LARGEST_STRIDE:
             values['pad_size_divisor'] = LARGEST_STRIDE if LARGEST_STRIDE % divisor == 0 else divisor * LARGEST_STRIDE
         changes += [Change((*path, key), value) for key, value in values.items()]
-        if old_mean is not None and list(old_mean) != list(MEAN):
-            changes += _normalization_changes(cfg, old_mean)
+        if old_mean is not None and list(old_mean) != mean:
+            changes += _normalization_changes(cfg, old_mean, statistics)
     return changes, notes
 
 
@@ -123,7 +135,7 @@ def _preprocessors(cfg: Config) -> list[tuple[ConfigPath, ConfigDict]]:
     return found
 
 
-def _normalization_changes(cfg: Config, old_mean: Sequence[float]) -> list[Change]:
+def _normalization_changes(cfg: Config, old_mean: Sequence[float], statistics: Statistics) -> list[Change]:
     """Return the changes of other normalizations by the old mean, such as ``img_norm_cfg`` of a tracker.
 
     Steps of pipelines are left as they are: ``Expand`` goes on to fill borders with the mean that it names.
@@ -134,8 +146,8 @@ def _normalization_changes(cfg: Config, old_mean: Sequence[float]) -> list[Chang
         if not is_value_of_a_key or 'to_rgb' not in part or 'mean' not in part:
             continue
         if sorted(part['mean']) == sorted(old_mean):
-            changes.append(Change((*path, 'mean'), list(MEAN)))
+            changes.append(Change((*path, 'mean'), list(statistics.mean)))
             changes.append(Change((*path, 'to_rgb'), True))
             if 'std' in part:
-                changes.append(Change((*path, 'std'), list(STD)))
+                changes.append(Change((*path, 'std'), list(statistics.std)))
     return changes

@@ -17,7 +17,7 @@ from convnext_dense.swap.formatting import error_summary
 from convnext_dense.swap.optimizer import optimizer_changes
 from convnext_dense.swap.plan import plan_site
 from convnext_dense.swap.probe import import_models, parameter_names
-from convnext_dense.swap.settings import import_changes, old_weights_changes, preprocessing_changes
+from convnext_dense.swap.settings import import_changes, input_statistics, old_weights_changes, preprocessing_changes
 from convnext_dense.swap.sites import find_sites
 
 
@@ -93,7 +93,7 @@ def swap_config(
         changes = [change.below(('model',)) for plan in plans for change in plan.changes]
         if any(plan.has_unused_features for plan in plans):
             changes.append(Change(('find_unused_parameters',), True))
-        preprocessing, preprocessing_notes = preprocessing_changes(before)
+        preprocessing, preprocessing_notes = preprocessing_changes(before, input_statistics(plans, weights))
         old_weights, old_weights_notes = old_weights_changes(before, plans, weights)
 
         # Apply it, and build the model.

@@ -9,8 +9,12 @@ from functools import cached_property
 
 from torch import Tensor
 
-# The placeholders of the tables: stage, stage behind a downsampling, block, 0 or 1 in a pair of layers, parameter.
-PLACEHOLDERS = {'s': '[0-3]', 'd': '[1-3]', 'b': r'\d{1,3}', 'k': '[01]', 'p': 'weight|bias'}
+# The two kinds of networks: four stages, or blocks of one width (by the names of our classes).
+STAGED, ISOTROPIC = 'ConvNeXt', 'ConvNeXtIsotropic'
+
+# The placeholders of the tables: layer of the stem, stage, stage behind a downsampling, block, 0 or 1 in a pair of
+# layers, parameter.
+PLACEHOLDERS = {'n': '[0-3]', 's': '[0-3]', 'd': '[1-3]', 'b': r'\d{1,3}', 'k': '[01]', 'p': 'weight|bias'}
 
 
 @dataclass(frozen=True)
@@ -22,12 +26,14 @@ class Dialect:
         rows: (our tensor name, theirs) with the placeholders above.
         others: Patterns of what such a file holds beside the backbone: classifier, final norm, decoder.
         layouts: How they store a tensor of ours, by the end of our name; the way back is :func:`our_layout`.
+        family: :data:`STAGED` or :data:`ISOTROPIC`.
     """
 
     name: str
     rows: tuple[tuple[str, str], ...]
     others: tuple[str, ...]
     layouts: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    family: str = STAGED
 
     @cached_property
     def _patterns(self) -> list[tuple[re.Pattern, str]]:
@@ -88,14 +94,14 @@ def _grn_4d(value: Tensor) -> Tensor:
     return value.view(1, 1, 1, -1)
 
 
-_STEM = ('downsample_layers.0.{k}.{p}', 'downsample_layers.0.{k}.{p}')
+_STEM = ('downsample_layers.0.{n}.{p}', 'downsample_layers.0.{n}.{p}')
 
 _DOWNSAMPLE = ('downsample_layers.{d}.{k}.{p}', 'downsample_layers.{d}.{k}.{p}')
 
 _OUTPUT_NORM = ('norm{s}.{p}', 'norm{s}.{p}')
 
 _TIMM = (
-    ('downsample_layers.0.{k}.{p}', 'stem.{k}.{p}'),
+    ('downsample_layers.0.{n}.{p}', 'stem.{n}.{p}'),
     ('downsample_layers.{d}.{k}.{p}', 'stages.{d}.downsample.{k}.{p}'),
     *_block(
         'stages.{s}.blocks.{b}', 'conv_dw', 'norm', 'mlp.fc1', 'mlp.fc2', 'gamma', ('mlp.grn.weight', 'mlp.grn.bias')
@@ -117,6 +123,18 @@ DIALECTS = (
         # norms.3 is DINOv3's second name for its final norm.
         (r'(norm|norms\.3|head)\.(weight|bias)',),
         {'grn.gamma': _grn_4d, 'grn.beta': _grn_4d},
+    ),
+    # Ours and the official code for classification.
+    Dialect(
+        'official isotropic',
+        (
+            ('stem.{p}', 'stem.{p}'),
+            *((f'blocks.{{b}}.{layer}.{{p}}',) * 2 for layer in ('dwconv', 'norm', 'pwconv1', 'pwconv2')),
+            ('blocks.{b}.gamma', 'blocks.{b}.gamma'),
+            ('norm0.{p}', 'norm0.{p}'),
+        ),
+        (r'(norm|head)\.(weight|bias)',),
+        family=ISOTROPIC,
     ),
     # Masked pre-training of V2, saved by its sparse encoder.
     Dialect(

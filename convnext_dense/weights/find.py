@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from convnext_dense.errors import UserError
-from convnext_dense.weights.dialects import DIALECTS, WRAPPED_MODULES, Dialect
+from convnext_dense.weights.dialects import DIALECTS, STAGED, WRAPPED_MODULES, Dialect
 
 # Of several copies of the weights in one file these come second: `model` is what the official code takes where
 # `model_ema` is there too, and `teacher` is what DINO and mmdet's semi-supervised detectors test with.
@@ -83,10 +84,16 @@ def find_backbones(tensors: Mapping[str, Tensor]) -> list[Backbone]:
     best: dict[str, tuple[Dialect, list[tuple[str, str]]]] = {}
     for dialect in DIALECTS:
         for prefix, pairs in _pairs_by_prefix(dialect, tensors).items():
-            has_blocks = any(ours.startswith('stages.') for ours, _ in pairs)
-            if has_blocks and (prefix not in best or len(pairs) > len(best[prefix][1])):
+            if _has_blocks(dialect, pairs) and (prefix not in best or len(pairs) > len(best[prefix][1])):
                 best[prefix] = dialect, pairs
     return [_backbone(prefix, dialect, pairs, tensors) for prefix, (dialect, pairs) in best.items()]
+
+
+def _has_blocks(dialect: Dialect, pairs: list[tuple[str, str]]) -> bool:
+    if dialect.family == STAGED:
+        return any(ours.startswith('stages.') for ours, _ in pairs)
+    # `blocks.0.norm.weight` alone is a part of a stage in timm's layout.
+    return any(re.fullmatch(r'blocks\.\d+\.dwconv\.weight', ours) for ours, _ in pairs)
 
 
 def _pairs_by_prefix(dialect: Dialect, tensors: Mapping[str, Tensor]) -> dict[str, list[tuple[str, str]]]:

@@ -12,11 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convnext_dense.archs import DEFAULT_KERNEL_SIZE, arch_name
+from convnext_dense.archs import DEFAULT_KERNEL_SIZE, VARIANTS, arch_name, isotropic_arch_name, variant_arguments
 from convnext_dense.errors import UserError
+from convnext_dense.weights.dialects import ISOTROPIC, STAGED
 from convnext_dense.weights.find import Backbone, choose, find_backbones, tensors_of
 
-STEM = 'downsample_layers.0.0.weight'
+# The first convolution, by the kind of network.
+STEMS = {STAGED: 'downsample_layers.0.0.weight', ISOTROPIC: 'stem.weight'}
 SHOWN = 3  # names in a message
 Shape = tuple[int, ...]
 
@@ -26,19 +28,20 @@ class Wanted:
     """What a ConvNeXt wants from a file.
 
     Attributes:
+        family: :data:`~convnext_dense.weights.dialects.STAGED` or ``ISOTROPIC``.
         shapes: Shape of each of its parameters, by name.
         dtype: Type of its parameters.
-        depths, channels: Of all four stages of its arch, also of those that are not built.
-        kernel_size: Side of its depthwise kernels.
+        arch: Its arch as an argument of the model, with the stages that are not built.
+        kernel_sizes: Sides of the depthwise kernels of each stage.
         out_indices: The stages that it outputs.
         place: Where it is in the model around it, such as ``backbone.``, for messages.
     """
 
+    family: str
     shapes: Mapping[str, Shape]
     dtype: torch.dtype
-    depths: Shape
-    channels: Shape
-    kernel_size: int
+    arch: str | dict[str, Any]
+    kernel_sizes: Shape
     out_indices: Shape
     place: str = ''
 
@@ -79,6 +82,7 @@ def fit(wanted: Wanted, checkpoint: Any, prefix: str | None = None) -> Fitted:
     backbones = find_backbones(tensors)
     if not backbones:
         raise UserError(_nothing_found(wanted, checkpoint, tensors))
+    backbones = [backbone for backbone in backbones if backbone.dialect.family == wanted.family] or backbones
     chosen = choose(backbones, prefix)
     unused = [backbone.prefix for backbone in backbones if backbone is not chosen]
     return fit_backbone(wanted, chosen, unused)
@@ -93,9 +97,16 @@ def fit_backbone(wanted: Wanted, backbone: Backbone, unused_prefixes: Sequence[s
         unused_prefixes: Prefixes of other copies in the file, for the summary.
 
     Raises:
-        UserError: A tensor of the model other than the output norms has no match, a tensor of the file has no use, or a
-            shape or type differs.
+        UserError: The file holds the other kind of network, a tensor of the model other than the output norms has no
+            match, a tensor of the file has no use, or a shape or type differs.
     """
+    family = backbone.dialect.family
+    if family != wanted.family:
+        of_file = as_written({'arch': arguments_of(backbone.tensors)['arch']})
+        raise UserError(
+            f'these weights are those of a {family}, {of_file}, the model{_at(wanted)} is a {wanted.family}: set '
+            f"type='{family}', {of_file} in the backbone, or give a file for a {wanted.family}"
+        )
     left_out = []
     given = {}
     for name, value in backbone.tensors.items():
@@ -145,20 +156,20 @@ def _adapt(wanted: Wanted, given: dict[str, Tensor]) -> tuple[dict[str, Tensor],
     """Adapt the stem and the depthwise kernels to a model that was asked for with other ones; say what was done."""
     given = dict(given)
     changes = []
-    stem = given.get(STEM)
-    channels = wanted.shapes[STEM][1]
+    stem_name = STEMS[wanted.family]
+    stem = given.get(stem_name)
+    channels = wanted.shapes[stem_name][1]
     if stem is not None and stem.ndim == 4 and stem.shape[1] == 3 != channels:
-        given[STEM] = _stem_for(stem, channels)
+        given[stem_name] = _stem_for(stem, channels)
         changes.append(f'the stem is adapted from 3 to {channels} input channels')
-    side = wanted.kernel_size
-    if side == DEFAULT_KERNEL_SIZE:
-        return given, changes
-    sides_before = set()
+    sides = set()  # before, after
     for name, kernel in given.items():
-        if name.endswith('.dwconv.weight') and kernel.ndim == 4 and kernel.shape[2] == kernel.shape[3] != side:
-            sides_before.add(kernel.shape[2])
+        block = re.match(r'stages\.(\d)\.\d+\.dwconv\.weight', name)
+        side = wanted.kernel_sizes[int(block[1])] if block else DEFAULT_KERNEL_SIZE
+        if side != DEFAULT_KERNEL_SIZE and kernel.ndim == 4 and kernel.shape[2] == kernel.shape[3] != side:
+            sides.add((kernel.shape[2], side))
             given[name] = _resized(kernel, side)
-    for before in sorted(sides_before):
+    for before, side in sorted(sides):
         changes.append(f'depthwise kernels are interpolated from {before}x{before} to {side}x{side}')
     return given, changes
 
@@ -187,14 +198,14 @@ def _nothing_found(wanted: Wanted, checkpoint: Any, tensors: Mapping[str, Tensor
     else:
         reason = f'no name in it starts with {wanted.place!r}; '
     return (
-        f'this load offers the ConvNeXt{_at(wanted)} none of its tensors: {reason}'
-        "give the file of a ConvNeXt as init_cfg, or load through mmengine's runner with "
+        f'this load offers the {wanted.family}{_at(wanted)} none of its tensors: {reason}'
+        f"give the file of a {wanted.family} as init_cfg, or load through mmengine's runner with "
         "custom_hooks=[dict(type='ConvNeXtLoadHook')], which unwraps whole files"
     )
 
 
 def _misfit(wanted: Wanted, backbone: Backbone, missing: list[str], unknown: list[str], differing: list[str]) -> str:
-    parts = [f'these weights do not fit the ConvNeXt{_at(wanted)}']
+    parts = [f'these weights do not fit the {wanted.family}{_at(wanted)}']
     for title, names in (
         ('tensors of the model are not in the file', missing),
         ('tensors of the file are not in the model', unknown),
@@ -214,7 +225,7 @@ def _advice(wanted: Wanted, backbone: Backbone) -> str:
     """What the file looks like beside what the model is, and the arguments to change."""
     of_file = arguments_of(backbone.tensors)
     of_model = _arguments_of_shapes(wanted.shapes)
-    of_model['arch'] = arch_name(wanted.depths, wanted.channels)  # with the stages that out_indices leaves out
+    of_model['arch'] = wanted.arch  # with the stages that out_indices leaves out
     text = (
         f': the file ({backbone.dialect.name} names, prefix {backbone.prefix!r}) looks like '
         f'{as_written({"arch": of_file["arch"]})}, the model is {as_written({"arch": of_model["arch"]})}; '
@@ -236,19 +247,23 @@ def _summary(
     changes: list[str],
     unused_prefixes: Sequence[str],
 ) -> str:
-    arch = arch_name(wanted.depths, wanted.channels)
+    arch = wanted.arch
     model = arch if isinstance(arch, str) else as_written({'arch': arch}).removeprefix('arch=')
     article = 'an' if backbone.dialect.name[0] in 'aeho' else 'a'
     prefix = f' (prefix {backbone.prefix!r})' if backbone.prefix else ''
     expected = len([name for name in wanted.shapes if name.split('.')[0] not in new_norms])
     parts = [
-        f'ConvNeXt {model}: {len(given)} of {expected} tensors from {article} {backbone.dialect.name} file{prefix}'
+        f'{wanted.family} {model}: {len(given)} of {expected} tensors '
+        f'from {article} {backbone.dialect.name} file{prefix}'
     ]
 
     dtypes = {str(value.dtype).removeprefix('torch.') for value in given.values()} - {'float32'}
     if dtypes:
         parts.append(f'stored as {", ".join(sorted(dtypes))}')
     parts += changes
+    looks_like = arguments_of(backbone.tensors)
+    if (variant_arguments(looks_like['arch']) and looks_like['arch'] != wanted.arch) or 'norm_cfg' in looks_like:
+        parts.append(f'eps, kind of norm and activation are not in the file ({as_written(looks_like)}?)')
     if new_norms:
         parts.append(f'{", ".join(sorted(new_norms))} start new, as they must for ImageNet weights')
     stages = {name.split('.')[1] for name in left_out if not name.startswith('norm')}
@@ -261,20 +276,23 @@ def _summary(
 
 
 def arguments_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The arguments of ConvNeXt that weights under our names ask for."""
+    """The arguments of ConvNeXt or ConvNeXtIsotropic that weights under our names ask for."""
     return _arguments_of_shapes({name: tuple(value.shape) for name, value in tensors.items()})
 
 
 def _arguments_of_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     blocks: dict[int, set[int]] = {}
+    kernel_sizes: dict[int, int] = {}
     widths: dict[int, int] = {}
     has_grn = has_layer_scale = False
     for name, shape in shapes.items():
-        block = re.match(r'stages\.(\d)\.(\d+)\.(.+)', name)
+        block = re.match(r'(?:stages\.(\d)|blocks)\.(\d+)\.(.+)', name)
         if block is None:
             continue
-        stage = int(block[1])
+        stage = int(block[1] or 0)
         blocks.setdefault(stage, set()).add(int(block[2]))
+        if block[3] == 'dwconv.weight' and len(shape) == 4:
+            kernel_sizes.setdefault(stage, shape[2])
         if block[3] in ('dwconv.bias', 'norm.weight', 'norm.bias', 'pwconv2.bias'):
             widths[stage] = math.prod(shape)
         has_grn = has_grn or '.grn.' in name
@@ -282,16 +300,72 @@ def _arguments_of_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     stages = sorted(blocks)
     depths = tuple(len(blocks[stage]) for stage in stages)
     channels = tuple(widths.get(stage, 0) for stage in stages)
-    arguments: dict[str, Any] = {
+    layer_scale = 1.0 if has_layer_scale else 0
+    if any(name.startswith('blocks.') for name in shapes):
+        arguments: dict[str, Any] = {
+            'arch': isotropic_arch_name(depths[0], channels[0]),
+            'layer_scale_init_value': layer_scale,
+        }
+        stem = shapes.get(STEMS[ISOTROPIC], ())
+        if len(stem) == 4:
+            arguments.update(in_channels=stem[1])
+        return arguments
+    arguments = {
         'arch': arch_name(depths, channels),
         'use_grn': has_grn,
-        'layer_scale_init_value': 1.0 if has_layer_scale else 0,
+        'layer_scale_init_value': layer_scale,
     }
-    stem, kernel = shapes.get(STEM, ()), shapes.get('stages.0.0.dwconv.weight', ())
+    stem = shapes.get(STEMS[STAGED], ())
+    kind = _stem_of_shapes(shapes)
     if len(stem) == 4:
-        arguments.update(in_channels=stem[1], stem_patch_size=stem[2])
-    if len(kernel) == 4:
-        arguments.update(kernel_size=kernel[2])
+        arguments.update(in_channels=stem[1])
+    if len(stem) == 4 and kind == 'patch':
+        arguments.update(stem_patch_size=stem[2])
+    elif kind != 'patch':
+        arguments.update(stem=kind)
+    if kernel_sizes:
+        sizes = tuple(kernel_sizes[stage] for stage in sorted(kernel_sizes))
+        arguments.update(kernel_size=sizes if len(set(sizes)) > 1 else sizes[0])
+    has_block = 'stages.0.0.norm.weight' in shapes
+    if has_block and 'stages.0.0.norm.bias' not in shapes:
+        arguments.update(norm_cfg=dict(type='RMSNorm'))  # or SimpleNorm, which has the same tensors
+    if has_block and 'stages.0.0.dwconv.bias' not in shapes:
+        arguments.update(conv_bias=False)
+    return _as_variant(arguments, depths, channels)
+
+
+def _stem_of_shapes(shapes: Mapping[str, Shape]) -> str:
+    """The kind of stem: an overlapping one has two convolutions, with an activation between them or not."""
+    convs = {}
+    for position in range(3):
+        shape = shapes.get(f'downsample_layers.0.{position}.weight', ())
+        if len(shape) == 4:
+            convs[position] = shape
+    if len(convs) < 2:
+        return 'patch'
+    if 2 in convs:
+        return 'overlap_act'
+    second = convs[1]
+    return 'overlap' if second[0] == second[1] else 'overlap_tiered'
+
+
+def _as_variant(arguments: dict[str, Any], depths: Shape, channels: Shape) -> dict[str, Any]:
+    """Name the variant of timm that has these tensors, instead of the arguments that it sets.
+
+    Its eps and activation, which leave no trace in a file, come with the name.
+    """
+    visible = ('stem', 'kernel_size', 'norm_cfg')
+    for name, variant in VARIANTS.items():
+        if variant['arch'] != dict(depths=depths, channels=channels):
+            continue
+        has_bias = variant.get('norm_cfg', {}).get('type', 'LN2d') == 'LN2d'
+        if (
+            variant.get('stem', 'patch') == arguments.get('stem', 'patch')
+            and variant.get('kernel_size', DEFAULT_KERNEL_SIZE) == arguments.get('kernel_size', DEFAULT_KERNEL_SIZE)
+            and has_bias == ('norm_cfg' not in arguments)
+        ):
+            kept = {key: value for key, value in arguments.items() if key not in visible}
+            return {**kept, 'arch': name}
     return arguments
 
 
@@ -300,7 +374,7 @@ def as_written(arguments: Mapping[str, Any]) -> str:
     parts = []
     for key, value in arguments.items():
         if isinstance(value, dict):
-            lists = {name: list(numbers) for name, numbers in value.items()}
+            lists = {name: list(part) if isinstance(part, tuple) else part for name, part in value.items()}
             parts.append(f'{key}=dict({as_written(lists)})')
         else:
             parts.append(f'{key}={value!r}')

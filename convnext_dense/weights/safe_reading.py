@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
+import mmap as memory_map
 import os
 import pickle
 import re
+import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,8 +59,8 @@ def _history_method(owner: type, name: str) -> Any:
 TORCH_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, 'little')  # begins a file of torch < 1.6
 
 
-def read_file(path: Path, trust: bool = False, mmap: bool = True) -> Any:
-    """As :func:`read`, of a local file."""
+def read_file(path: Path, trust: bool = False, mmap: bool = True, verify: bool = True) -> Any:
+    """As :func:`read`, of a local file; without ``verify``, changed bits in its tensors are not noticed."""
     size = path.stat().st_size
     with path.open('rb') as file:
         head = file.read(512)
@@ -73,7 +78,7 @@ def read_file(path: Path, trust: bool = False, mmap: bool = True) -> Any:
         return _read_safetensors(path)
     is_zip = head.startswith(b'PK\x03\x04')
     if is_zip:
-        _check_zip(path, size)
+        _check_zip(path, size, verify)
     refusal = (
         '{} holds more than plain tensors ({}), which was not executed: give another file, or, if you trust its '
         'author, convert it by tools/convert_checkpoint.py --trust-checkpoint'
@@ -117,10 +122,11 @@ def clause(text: str) -> str:
     return ' '.join(text.split())[:150].rstrip('.: ')
 
 
-def _check_zip(path: Path, size: int) -> None:
+def _check_zip(path: Path, size: int, verify: bool) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
-            expanded = sum(info.file_size for info in archive.infolist())
+            entries = archive.infolist()
+            expanded = sum(entry.file_size for entry in entries)
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
         raise UserError(f'{path} ends early or is damaged ({clause(str(error))}): get the file again') from error
     if expanded > 2 * size + 2**20:  # torch never compresses
@@ -128,6 +134,41 @@ def _check_zip(path: Path, size: int) -> None:
             f'{path} would unpack to {expanded / 2**20:,.0f} MiB from {size / 2**20:,.1f}, as no '
             'checkpoint does: give another file'
         )
+    if verify:
+        damaged = damaged_entries(path, entries)
+        if damaged:
+            raise UserError(
+                f'{path} is damaged, its content is not what was written (CRC-32 of {", ".join(damaged[:3])}'
+                f'{", ..." if len(damaged) > 3 else ""}): get the file again, or take an earlier checkpoint'
+            )
+
+
+def damaged_entries(path: Path, entries: Sequence[zipfile.ZipInfo]) -> list[str]:
+    """Return the names of entries whose bytes differ from their CRC-32, which torch writes and does not read.
+
+    Compressed entries, which torch does not write, are passed over. So are files without any checksum
+    (``torch.serialization.set_crc32_options(False)``).
+    """
+    if not any(entry.CRC for entry in entries):
+        return []
+    with path.open('rb') as file, memory_map.mmap(file.fileno(), 0, access=memory_map.ACCESS_READ) as content:
+        view = memoryview(content)
+
+        def is_damaged(entry: zipfile.ZipInfo) -> bool:
+            # The local header has 30 bytes, and then a name and padding of their own lengths.
+            header = view[entry.header_offset : entry.header_offset + 30]
+            name_length, extra_length = struct.unpack('<HH', header[26:30])
+            begin = entry.header_offset + 30 + name_length + extra_length
+            return zlib.crc32(view[begin : begin + entry.file_size]) != entry.CRC
+
+        try:
+            stored = [entry for entry in entries if entry.compress_type == zipfile.ZIP_STORED]
+            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # zlib lets other threads run meanwhile
+                return [entry.filename for entry, bad in zip(stored, pool.map(is_damaged, stored)) if bad]
+        except struct.error:  # an offset behind the end of the file
+            return ['the list of contents']
+        finally:
+            view.release()
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -141,6 +182,19 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(
             f'{path} ends early or is no safetensors file ({clause(str(error))}): get the file again'
         ) from error
+
+
+def safetensors_metadata(path: Path) -> dict[str, str]:
+    """Return what the header of a safetensors file says beside the tensors; nothing if it cannot be read."""
+    with path.open('rb') as file:
+        size = int.from_bytes(file.read(8), 'little')
+        if size > path.stat().st_size:
+            return {}
+        try:
+            metadata = json.loads(file.read(size)).get('__metadata__')
+        except (ValueError, AttributeError):
+            return {}
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def strip_code(checkpoint: Any) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
-from functools import cache
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,16 +16,27 @@ from mmengine.dist import barrier
 from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 
+from convnext_dense.archs import TIMM_MODELS
 from convnext_dense.errors import UserError
-from convnext_dense.weights.safe_reading import clause, only_safe_loading, read_file, strip_code
+from convnext_dense.weights.known import (
+    LICENCES,
+    STATISTICS,
+    Known,
+    Statistics,
+    default_tag,
+    known_weights,
+    official_files,
+)
+from convnext_dense.weights.safe_reading import clause, only_safe_loading, read_file, safetensors_metadata, strip_code
 
 FOLDER_VARIABLE = 'CONVNEXT_DENSE_WEIGHTS'
 
 ENDINGS = ('', '.pth', '.pt', '.safetensors')
 
-TIMEOUT = 30  # seconds without an answer
+# Of what is known about weights, in files that this package writes.
+METADATA_KEY = 'convnext_dense'
 
-LICENCES = {'V1': 'MIT', 'V2': 'CC BY-NC 4.0, not for commercial use'}
+TIMEOUT = 30  # seconds without an answer
 
 # A path or URL behind this scheme is read by this module wherever mmengine reads checkpoints.
 SCHEME = 'convnext-dense:'
@@ -31,21 +44,71 @@ SCHEME = 'convnext-dense:'
 SHORT_NAME = r'(?:(?:cascade_)?mask_rcnn_|upernet_)?convnext(?:v2)?_\w+$'
 
 
-@cache
-def official_files() -> dict[str, str]:
-    """URLs of the official weight files by their short names."""
-    lines = Path(__file__).with_name('official_weights.txt').read_text().split('\n')
-    return {Path(urlsplit(line).path).stem: line for line in lines if line and not line.startswith('#')}
+def facts_of(source: str, checkpoint: Any = None) -> Known:
+    """Collect what is known about weights, by their name or by what the file says of itself.
+
+    Args:
+        source: As in :func:`fetch`.
+        checkpoint: What :func:`read` made of it.
+    """
+    known = known_weights(source)
+    if known == Known() and '://' not in source.removeprefix('https://').removeprefix('http://'):
+        known = _facts_in_file(source, checkpoint)
+    if not known.licence and source.startswith(('hf-hub:', 'timm:')):
+        known = replace(known, licence=f'see the model card of {_hub_repository(source)}')
+    return known
 
 
-def licence_of(source: str) -> str:
-    """One clause about the licence of weights from ``source``; empty where it is not known."""
-    name = Path(urlsplit(source).path).stem
-    if name in official_files():
-        return f'licence of these weights: {LICENCES["V2" if "convnextv2" in name else "V1"]}'
-    if source.startswith(('hf-hub:', 'timm:')):
-        return f'licence of these weights: see the model card of {_hub_repository(source)}'
-    return ''
+def _facts_in_file(source: str, checkpoint: Any) -> Known:
+    """What ``tools/convert_checkpoint.py`` or timm wrote beside the tensors."""
+    meta = checkpoint.get('meta') if isinstance(checkpoint, Mapping) else None
+    written = meta.get(METADATA_KEY) if isinstance(meta, Mapping) else None
+    path = Path(source).expanduser()
+    if path.is_file() and path.suffix == '.safetensors':
+        written = safetensors_metadata(path).get(METADATA_KEY, written)
+    if isinstance(written, str):
+        return _known_from_json(written)
+    config = path.parent / 'config.json'
+    if path.is_file() and path.stem in ('model', 'pytorch_model') and config.is_file():
+        return _known_from_timm(config)
+    return Known()
+
+
+def known_as_json(known: Known) -> str:
+    """Write facts as :func:`facts_of` reads them from a file."""
+    statistics = known.statistics
+    values = dict(licence=known.licence, arguments=known.arguments)
+    if statistics:
+        values.update(statistics=dict(name=statistics.name, mean=statistics.mean, std=statistics.std))
+    return json.dumps(values)
+
+
+def _known_from_json(text: str) -> Known:
+    try:
+        values = json.loads(text)
+        statistics = values.get('statistics')
+        if statistics:
+            statistics = Statistics(statistics['name'], tuple(statistics['mean']), tuple(statistics['std']))
+        return Known(statistics, values.get('licence', ''), values.get('arguments'))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return Known()  # not ours
+
+
+def _known_from_timm(config: Path) -> Known:
+    """Of the ``config.json`` that timm puts beside its weights."""
+    try:
+        values = json.loads(config.read_text())
+        pretrained = values['pretrained_cfg']
+        named = known_weights(f'timm:{values["architecture"]}.{pretrained.get("tag", "")}')
+        mean, std = ([255 * value for value in pretrained[key]] for key in ('mean', 'std'))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return Known()
+    if named.statistics and named.statistics.agrees(mean, std):
+        return named
+    arguments = TIMM_MODELS.get(values['architecture'])
+    statistics = next((found for found in STATISTICS.values() if found.agrees(mean, std)), None)
+    statistics = statistics or Statistics('those of its config.json', tuple(mean), tuple(std))
+    return Known(statistics, LICENCES.get(pretrained.get('license') or '', ''), arguments)
 
 
 def check_source(source: str, what: str) -> None:
@@ -73,11 +136,6 @@ def fetch(source: str) -> Path:
     """
     path = Path(source).expanduser()
     name = Path(urlsplit(source).path).name
-    if name.startswith('convnext_iso_'):
-        raise UserError(
-            f'{source} holds an isotropic ConvNeXt, an architecture without stages that this package does '
-            f'not have: take another one, such as {next(iter(official_files()))}'
-        )
     if path.is_file():
         return path
     if source.startswith(('hf-hub:', 'timm:')):
@@ -128,8 +186,9 @@ def load_from_convnext_dense(filename: str, map_location: Any = None) -> Any:
     source = filename.removeprefix(SCHEME)
     checkpoint = read(source, mmap=False)
     strip_code(checkpoint)
-    if licence_of(source):
-        print_log(f'{source}: {licence_of(source)}', logger='current')
+    clauses = facts_of(source, checkpoint).clauses()
+    if clauses:
+        print_log(f'{source}: {"; ".join(clauses)}', logger='current')
     return checkpoint
 
 
@@ -196,19 +255,12 @@ def _hub_repository(source: str) -> str:
     if kind == 'hf-hub':
         return name
     if '.' not in name:
-        try:
-            import timm
-
-            repository = getattr(timm.get_pretrained_cfg(name), 'hf_hub_id', None)
-        except (ImportError, RuntimeError) as error:
+        tag = default_tag(name)
+        if tag is None:
             raise UserError(
                 f'{source} does not say which weights of that model: name them as in timm:convnext_tiny.fb_in1k'
-            ) from error
-        if repository:
-            return repository
-        raise UserError(
-            f'{source} does not say which weights of that model: name them as in timm:convnext_tiny.fb_in1k'
-        )
+            )
+        name = tag
     return f'timm/{name}'
 
 

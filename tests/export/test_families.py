@@ -17,6 +17,7 @@ from convnext_dense import UserError  # noqa: E402
 from convnext_dense.export import prove, whole_model  # noqa: E402
 from convnext_dense.export.files import with_score_threshold, write_onnx  # noqa: E402
 from convnext_dense.export.proof import SHAPES  # noqa: E402
+from convnext_dense.runtime.sessions import ONNXRuntimeSession, OpenVINOSession  # noqa: E402
 
 needs_exporter = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ('onnx', 'onnxscript', 'onnxruntime'))),
@@ -50,7 +51,7 @@ def test_module_equals_the_toolkit(name):
     whole = whole_model(model)
     proof = prove(model, whole, open_module(whole))
     if whole.task == 'segmentation':
-        assert proof.label == 1
+        assert proof.label >= 0.9999
     else:
         assert proof.detections >= 2 * 4 * 10, 'both comparisons, four images'
         assert proof.box <= 0.01 and proof.score <= 1e-5 and proof.ties <= 1
@@ -58,29 +59,36 @@ def test_module_equals_the_toolkit(name):
 
 
 def exported_equals(name, tmp_path):
+    """Export a tiny model, and prove the file in every runtime that is installed."""
     model = tiny_models.build(tiny_models.model_config(name))
     whole = whole_model(model)
     path = tmp_path / 'model.onnx'
     write_onnx(whole, path, dict(format=1))
-    from convnext_dense.runtime.sessions import ONNXRuntimeSession
+    for session in sessions:
 
-    def open_file(threshold):
-        return ONNXRuntimeSession(path if threshold is None else with_score_threshold(path, threshold))
+        def open_file(threshold, session=session):
+            return session(path if threshold is None else with_score_threshold(path, threshold))
 
-    return prove(model, whole, open_file)
+        assert prove(model, whole, open_file).shapes == SHAPES
+
+
+sessions = [ONNXRuntimeSession]
+if importlib.util.find_spec('openvino') is not None:
+    sessions.append(OpenVINOSession)
+ONE_OF_EACH = ('FCN', 'RetinaNet', 'Mask R-CNN')  # a segmentor, a single-stage and a two-stage detector
 
 
 @needs_exporter
-@pytest.mark.parametrize('name', ['FCN'])
+@pytest.mark.parametrize('name', ONE_OF_EACH)
 def test_file_equals_the_toolkit(name, tmp_path):
-    assert exported_equals(name, tmp_path).shapes == SHAPES
+    exported_equals(name, tmp_path)
 
 
 @needs_exporter
-@pytest.mark.export
-@pytest.mark.parametrize('name', [name for name in DETECTORS + SEGMENTORS if name != 'FCN'])
+@pytest.mark.slow
+@pytest.mark.parametrize('name', [name for name in DETECTORS + SEGMENTORS if name not in ONE_OF_EACH])
 def test_every_file_equals_the_toolkit(name, tmp_path):
-    assert exported_equals(name, tmp_path).shapes == SHAPES
+    exported_equals(name, tmp_path)
 
 
 def test_a_different_module_is_refused():

@@ -5,13 +5,10 @@ from __future__ import annotations
 import copy
 import importlib
 
-import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from random_weights import random_weights
 from torch import nn
-
-from convnext_dense.export import whole_model
-from convnext_dense.export.proof import example_images
 
 CLASSES = 4
 CHANNELS = [8, 16, 24, 32]
@@ -136,42 +133,8 @@ def build(cfg: Config) -> nn.Module:
     importlib.import_module(f'{cfg.default_scope}.utils').register_all_modules(init_default_scope=False)
     init_default_scope(cfg.default_scope)
     model = MODELS.build(cfg.model)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            fan_in = parameter[0].numel()
-            parameter.data.normal_(0, 1.4 / fan_in**0.5, generator=generator)
-        else:
-            parameter.data.add_(torch.empty_like(parameter).normal_(0, 0.1, generator=generator))
-    for buffer in model.buffers():
-        if buffer.ndim == 1 and buffer.is_floating_point() and len(buffer) > 1:
-            buffer.add_(torch.empty_like(buffer).normal_(0, 0.1, generator=generator).abs())  # of batch norms
     model.dataset_meta = dict(classes=list('abcd'), palette=[])
-    model.eval()
-    for _ in range(4 if hasattr(model, 'roi_head') else 1):  # a stage of a cascade sees what the one before found
-        spread_scores(model)
-    return model
-
-
-@torch.no_grad()
-def spread_scores(model: nn.Module) -> None:
-    """Shift and scale every classifier so that its logits have mean -1 and deviation 2 for each class."""
-    logits: dict[str, list[torch.Tensor]] = {}  # of every level
-    hooks = [
-        module.register_forward_hook(lambda _, __, output, name=name: logits.setdefault(name, []).append(output))
-        for name, module in model.named_modules()
-        if name.endswith(('rpn_cls', 'fc_cls', 'retina_cls', 'conv_cls', 'atss_cls', 'gfl_cls', 'conv_seg'))
-    ]
-    whole_model(model)(torch.from_numpy(example_images(1, 192, 256)))
-    for hook in hooks:
-        hook.remove()
-    modules = dict(model.named_modules())
-    for name, outputs in logits.items():
-        values = torch.cat([output.transpose(0, 1).flatten(1) for output in outputs], dim=1)  # a row per class
-        scale = 2 / values.std(1).clamp(min=1e-3)
-        classifier = modules[name]
-        classifier.weight.mul_(scale.reshape(-1, *[1] * (classifier.weight.ndim - 1)))
-        classifier.bias.copy_((classifier.bias - values.mean(1)) * scale - 1)
+    return random_weights(model)
 
 
 def _from_base(toolkit: str, name: str) -> Config:

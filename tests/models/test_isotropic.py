@@ -7,8 +7,9 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from weights_helpers import assert_backbone, fill, isotropic_layout, official_layout, runner_of
 
-from convnext_dense import ISOTROPIC_ARCHS, ConvNeXtIsotropic, UserError
+from convnext_dense import ISOTROPIC_ARCHS, ConvNeXt, ConvNeXtIsotropic, UserError
 from convnext_dense.export import Features, check_onnx, export_onnx
 
 MICRO = dict(depth=3, channels=8)
@@ -229,3 +230,104 @@ def test_bad_arguments(options, sentence):
 def test_small_image():
     with pytest.raises(UserError, match='ConvNeXtIsotropic got an image of 15x64, it needs at least 16x16'):
         ConvNeXtIsotropic(MICRO)(torch.randn(1, 3, 15, 64))
+
+
+# ---- weights
+
+
+def file_of(path, **options):
+    state = fill(isotropic_layout(depth=3, width=8, **options))
+    torch.save({'model': state}, path)
+    return state
+
+
+@pytest.mark.parametrize('layer_scale', [False, True])
+@torch.no_grad()
+def test_official_weights_give_the_plain_formula(layer_scale, tmp_path):
+    """By init_cfg, by load_state_dict and by load_state_dict of its own state: the same, and equal to the formula."""
+    state = file_of(tmp_path / 'iso.pth', layer_scale=layer_scale)
+    options = dict(arch=MICRO, layer_scale_init_value=float(layer_scale))
+    image = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    new_norm = {'norm0.weight': torch.ones(8), 'norm0.bias': torch.zeros(8)}
+    expected, used = plain(image, {**state, **new_norm}, depth=3)
+    assert set(state) - used == {'norm.weight', 'norm.bias', 'head.weight', 'head.bias'}
+    by_init_cfg = ConvNeXtIsotropic(
+        **options, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'iso.pth'))
+    ).eval()
+    by_init_cfg.init_weights()
+    by_state = ConvNeXtIsotropic(**options).eval()
+    by_state.load_state_dict({'model': state})
+    again = ConvNeXtIsotropic(**options).eval()
+    again.load_state_dict(by_state.state_dict())
+    for model in (by_init_cfg, by_state, again):
+        torch.testing.assert_close(model(image)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_reach_it_inside_a_model(tmp_path, logged):
+    """By load_from, bare and as the backbone of a detector; the hook fits it once."""
+    state = fill(isotropic_layout(depth=3, width=8))
+    wrapped = {f'backbone.{name}': value for name, value in state.items() if not name.startswith(('norm.', 'head.'))}
+    backbone = dict(type='ConvNeXtIsotropic', arch=MICRO, layer_scale_init_value=1.0)
+    for checkpoint in ({'model': state}, {'state_dict': wrapped}):
+        torch.save(checkpoint, tmp_path / 'iso.pth')
+        runner = runner_of(tmp_path, backbone=backbone, load_from=str(tmp_path / 'iso.pth'))
+        logged.clear()
+        runner.load_or_resume()
+        assert_backbone(runner.model, wrapped)
+        assert [line for line in logged if line.startswith('ConvNeXtIsotropic')] == [
+            'ConvNeXtIsotropic dict(depth=3, channels=8): 29 of 29 tensors from an official isotropic file; norm0 '
+            'start new, as they must for ImageNet weights'
+        ]
+
+
+@pytest.mark.parametrize(
+    'change, sentence',
+    [
+        (
+            lambda state: state.pop('blocks.2.norm.bias'),
+            '1 tensors of the model are not in the file: blocks.2.norm.bia',
+        ),
+        (lambda state: state.update({'blocks.9.gamma': torch.ones(8)}), 'not in the model: model.blocks.9.gamma'),
+        (lambda state: state.update({'blocks.0.grn.gamma': torch.ones(8)}), 'model: model.blocks.0.grn.gamma'),
+        (lambda state: state.update({'stem.weight': torch.ones(8, 3, 8, 8)}), r'stem.weight \(8, 3, 8, 8\) for'),
+        (
+            lambda state: [state.pop(f'blocks.{i}.gamma') for i in range(3)],
+            'set layer_scale_init_value=0 in the backbone, or give a file for layer_scale_init_value=1.0',
+        ),
+    ],
+)
+def test_weights_that_do_not_fit(change, sentence):
+    state = fill(isotropic_layout(depth=3, width=8))
+    change(state)
+    with pytest.raises(UserError, match=sentence):
+        ConvNeXtIsotropic(MICRO, layer_scale_init_value=1.0).load_state_dict({'model': state}, strict=False)
+
+
+def test_weights_of_the_other_kind():
+    staged = fill(official_layout(dict(depths=[1, 1, 2, 1], channels=[8, 16, 24, 32]), False))
+    with pytest.raises(UserError, match="those of a ConvNeXt, arch=.* model is a ConvNeXtIsotropic: set type='ConvN"):
+        ConvNeXtIsotropic(MICRO).load_state_dict(staged)
+    with pytest.raises(UserError, match=r"type='ConvNeXtIsotropic', arch=dict\(depth=3, channels=8\) in the backbone"):
+        ConvNeXt().load_state_dict(fill(isotropic_layout(depth=3, width=8)))
+
+
+def test_one_input_channel(logged):
+    state = fill(isotropic_layout(depth=3, width=8))
+    model = ConvNeXtIsotropic(MICRO, in_channels=1, layer_scale_init_value=1.0)
+    model.load_state_dict(state)
+    torch.testing.assert_close(model.stem.weight, state['stem.weight'].sum(1, keepdim=True))
+    assert 'the stem is adapted from 3 to 1 input channels' in logged[-1]
+
+
+def test_convert(tmp_path, tool):
+    state = file_of(tmp_path / 'iso.pth', output_norm=True)
+    for to in ('ours', 'official'):
+        message, text = tool('convert_checkpoint', tmp_path / 'iso.pth', tmp_path / f'{to}.pth', '--to', to)
+        assert message is None and 'read back and equal bit by bit' in text
+        (back,) = torch.load(tmp_path / f'{to}.pth').values()
+        assert back.keys() == state.keys() and all(torch.equal(back[name], state[name]) for name in state)
+    message, _ = tool('convert_checkpoint', tmp_path / 'iso.pth', tmp_path / 'out.pth', '--to', 'timm')
+    assert message.startswith('error: the timm format has no name for 29 tensors of ')
+    message, text = tool('convert_checkpoint', tmp_path / 'iso.pth', '--inspect')
+    assert message is None and 'arguments  arch=dict(depth=3, channels=8), layer_scale_init_value=1.0, in_ch' in text
+    assert 'loads      ConvNeXtIsotropic dict(depth=3, channels=8): 31 of 31 tensors' in text

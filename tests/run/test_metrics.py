@@ -1,9 +1,12 @@
 """Metrics of a run, as people read them."""
 
+import json
+import math
+
 import pytest
 from mmengine.evaluator import Evaluator
 
-from convnext_dense.run.metrics import MetricsHook, metrics_table
+from convnext_dense.run.metrics import MetricsHook, metrics_json, metrics_table
 
 
 def test_table_of_metrics():
@@ -30,7 +33,7 @@ def test_no_detection_is_an_ap_of_zero(capsys):
     """mmdet's CocoMetric returns no metric at all then; other metrics stay as they are."""
     evaluation = pytest.importorskip('mmdet.evaluation')
     metric = evaluation.CocoMetric.__new__(evaluation.CocoMetric)
-    metric.metrics, metric.prefix = ['bbox'], 'coco'
+    metric.metrics, metric.prefix, metric.format_only = ['bbox'], 'coco', False
     runner = type('Runner', (), {})()
     runner.val_loop = runner.test_loop = type('Loop', (), {})()
     runner.val_loop.evaluator = Evaluator([])
@@ -41,5 +44,14 @@ def test_no_detection_is_an_ap_of_zero(capsys):
     hook.after_test_epoch(runner, {})
     assert hook.metrics == {'coco/bbox_mAP': 0.0, 'coco/bbox_mAP_50': 0.0, 'coco/bbox_mAP_75': 0.0}
     assert 'no detection reached the score threshold' in capsys.readouterr().out
+    metric.format_only = True
+    hook.after_test_epoch(runner, {})
+    assert hook.metrics is None and capsys.readouterr().out == '', 'nothing was measured'
     hook.after_val_epoch(runner, {'coco/bbox_mAP': 0.5})
     assert hook.metrics == {'coco/bbox_mAP': 0.5}
+
+
+def test_metrics_are_valid_json():
+    text, undefined = metrics_json({'mIoU': 46.5, 'IoU.bird': math.nan, 'loss': math.inf, 'count': 3})
+    assert json.loads(text, parse_constant=pytest.fail) == {'mIoU': 46.5, 'IoU.bird': None, 'loss': None, 'count': 3.0}
+    assert undefined == ['IoU.bird', 'loss']

@@ -8,27 +8,14 @@ import sys
 import cv2
 import numpy as np
 import pytest
+from exported import DETECTION
 from helpers import ROOT
 
 import convnext_dense
 from convnext_dense import UserError
 from convnext_dense.results import Detections, LabelMap
 from convnext_dense.runtime import Model
-from convnext_dense.runtime.metadata import KEY
 from convnext_dense.runtime.model import paste_masks, resized_size, windows
-
-DETECTION = dict(
-    format=1,
-    task='detection',
-    names=['cat', 'dog'],
-    palette=[],
-    resize=dict(scale=[32, 32], keep_ratio=True),
-    size=None,
-    mean=None,
-    std=None,
-    score_threshold=0.05,
-    mask_threshold=0.5,
-)
 
 
 class FixedOutputs:
@@ -68,6 +55,8 @@ def test_detections_in_pixels_of_the_original(monkeypatch):
     assert session.image.shape == (1, 3, 32, 16) and session.image.dtype == np.float32
     assert result.boxes.tolist() == [[8, 16, 24, 48], [0, 0, 32, 64]], 'twice as large, and inside of the image'
     assert result.labels.tolist() == [1, 0] and result.names == ['cat', 'dog']
+    assert len(model_of(session, monkeypatch)(np.zeros((2, 64, 32, 3), np.uint8))) == 2, 'a batch'
+    assert len(model_of(session, monkeypatch)(np.zeros((64, 32, 3), np.uint8))) == 1, 'one image'
     # The left half of the box, without 6 pixels at each of its ends, where the mask fades out on two sides.
     assert result.masks[0].sum() == 8 * 32 - 2 * 6 and result.masks[0, 18:46, 8:16].all()
 
@@ -113,7 +102,8 @@ def test_masks_equal_mmdet():
     boxes = np.concatenate([corners.min(1), corners.max(1)], axis=1).clip(0, [50, 40, 50, 40])
     boxes = np.float32(boxes[(boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])])
     masks = generator.random((len(boxes), 28, 28)).astype(np.float32)
-    pasted = paste_masks(masks, boxes, (40, 50))
+    pasted = paste_masks(masks, boxes, (40, 50), None)
+    np.testing.assert_array_equal(paste_masks(masks, boxes, (40, 50), 0.5), pasted >= 0.5)
     for mask, box, found in zip(masks, boxes, pasted, strict=True):
         part, place = fcn_mask_head._do_paste_mask(
             torch.from_numpy(mask)[None, None], torch.from_numpy(box)[None], 40, 50, skip_empty=True
@@ -171,38 +161,8 @@ def test_refusals(tmp_path, monkeypatch):
     with pytest.raises(UserError, match='has metadata of format 2, 1 was wanted'):
         model_of(FixedOutputs(dict(format=2)), monkeypatch)
     model = model_of(detections(), monkeypatch)
-    with pytest.raises(UserError, match='found one image, a list of images was wanted'):
-        model(np.zeros((4, 4, 3), np.uint8))
     with pytest.raises(UserError, match=r'found \(4, 4\) uint8'):
         model([np.zeros((4, 4), np.uint8)])
-
-
-@pytest.fixture
-def small_file(tmp_path):
-    """An ONNX file that finds one dog in the left half of every image of any size."""
-    onnx = pytest.importorskip('onnx')
-    pytest.importorskip('onnxruntime')
-    from onnx import TensorProto, helper, numpy_helper
-
-    constants = dict(
-        boxes=np.float32([[[0, 0, 8, 16]]]), scores=np.float32([[0.75]]), labels=np.int32([[1]]),
-        masks=np.ones((1, 1, 4, 4), np.float32),
-    )  # fmt: skip
-    nodes = [
-        helper.make_node('Constant', [], [name], value=numpy_helper.from_array(value))
-        for name, value in constants.items()
-    ]
-    image = helper.make_tensor_value_info('image', TensorProto.FLOAT, ['batch', 3, 'height', 'width'])
-    kinds = {np.dtype('float32'): TensorProto.FLOAT, np.dtype('int32'): TensorProto.INT32}
-    outputs = [
-        helper.make_tensor_value_info(name, kinds[value.dtype], value.shape) for name, value in constants.items()
-    ]
-    model = helper.make_model(
-        helper.make_graph(nodes, 'small', [image], outputs), opset_imports=[helper.make_opsetid('', 18)], ir_version=10
-    )
-    helper.set_model_props(model, {KEY: json.dumps({**DETECTION, 'resize': None})})
-    onnx.save(model, str(tmp_path / 'small.onnx'))
-    return tmp_path / 'small.onnx'
 
 
 WITHOUT_TORCH = """
@@ -238,9 +198,12 @@ def test_command_without_torch_and_opencv(small_file, tmp_path):
         tmp_path / 'out',
     )
     assert done.returncode == 1, done.stderr
-    sentence = f'error: 1 files could not be read as images and were skipped: {pictures}/broken.jpg'
+    sentence = f'error: 1 of 2 images were skipped, for the reasons above: {pictures}/broken.jpg'
     assert done.stderr.strip().splitlines()[-1] == sentence
-    assert done.stdout == f'predictions for 1 of 2 images are in {tmp_path}/out\n'
+    assert done.stdout.splitlines() == [
+        f'skipped: {pictures}/broken.jpg could not be read as an image: check the file',
+        f'predictions for 1 of 2 images are in {tmp_path}/out',
+    ]
     written = json.loads((tmp_path / 'out/predictions.json').read_text())
     assert [(one['category_id'], one['bbox'], one['area']) for one in written['annotations']] == [
         (2, [0.0, 0.0, 8.0, 16.0], 8 * 16 - 4)

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import runpy
 import subprocess
 import sys
 
@@ -39,11 +40,14 @@ def help_of(script: str, *options: str) -> tuple[str, int, list[str]]:
 def test_all_tools_are_found():
     assert TOOLS == [
         'convert_checkpoint.py',
+        'dataset.py',
         'demo.py',
         'export.py',
         'get_flops.py',
         'install_mmcv.py',
+        'new_config.py',
         'predict.py',
+        'report.py',
         'swap_backbone.py',
         'test.py',
         'train.py',
@@ -57,6 +61,18 @@ def test_help_imports_nothing_heavy(name):
     assert 'argparse' in modules and not set(HEAVY) & set(modules)
 
 
+@pytest.mark.parametrize('options', [(), ('dataset',), ('dataset', 'convert'), ('train',)], ids=' '.join)
+def test_help_of_the_command(options):
+    text, status, modules = help_of('tools/convnext-dense', *options)
+    assert status == 0 and text.startswith(f'usage: {" ".join(("convnext-dense", *options))}')
+    assert not set(HEAVY) & set(modules)
+
+
+def test_commands_are_tools():
+    commands = runpy.run_path(str(ROOT / 'convnext_dense/cli.py'))['COMMANDS']
+    assert {file for file, _ in commands.values()} == {*TOOLS} - {'install_mmcv.py'}
+
+
 @pytest.mark.parametrize('options', [(), *((name,) for name in BENCHMARKS)], ids=' '.join)
 def test_help_of_the_benchmark(options):
     text, status, modules = help_of('tools/dev/benchmark.py', *options)
@@ -67,4 +83,8 @@ def test_help_of_the_benchmark(options):
 def test_help_names_every_format():
     text, _, _ = help_of('tools/convert_checkpoint.py')
     formats = re.search(r'--to \{([^}]*)\}', text)[1]
-    assert formats.split(',') == ['ours', 'official', 'timm', 'torchvision', 'hf', 'mmpretrain'] == list(TARGETS)
+    assert (
+        formats.split(',')
+        == ['ours', 'official', 'timm', 'timm_conv', 'torchvision', 'hf', 'mmpretrain']
+        == list(TARGETS)
+    )

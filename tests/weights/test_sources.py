@@ -8,9 +8,9 @@ from functools import partial
 import pytest
 import torch
 from mmengine.runner import CheckpointLoader
-from weights_helpers import MICRO, V2, fill, imagenet, official_layout, runner_of, zip_bytes
+from weights_helpers import MICRO, V2, fill, imagenet, isotropic_layout, official_layout, runner_of, zip_bytes
 
-from convnext_dense import ConvNeXt, UserError
+from convnext_dense import ConvNeXt, ConvNeXtIsotropic, UserError
 from convnext_dense.weights.sources import check_source, fetch, official_files
 
 
@@ -34,15 +34,20 @@ def test_table_of_official_files():
 @pytest.mark.parametrize(
     'source, file, licence',
     [
-        ('convnext_base_22k_224', 'convnext_base_22k_224.pth', '; licence of these weights: MIT'),
+        (
+            'convnext_base_22k_224',
+            'convnext_base_22k_224.pth',
+            '; input statistics of these weights: ImageNet; licence of these weights: MIT',
+        ),
         (
             'https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224.pth',
             'convnext_tiny_1k_224.pth',
-            '; licence of these weights: MIT',
+            '; input statistics of these weights: ImageNet; licence of these weights: MIT',
         ),
         (
             'convnextv2_atto_1k_224_fcmae',
             'convnextv2_atto_1k_224_fcmae.pt',
+            '; input statistics of these weights: ImageNet'
             '; licence of these weights: CC BY-NC 4.0, not for commercial use',
         ),
         ('http://127.0.0.1:9/mine.pth', 'mine.pth', ''),
@@ -60,12 +65,12 @@ def test_table_of_official_files():
         (
             'timm:convnext_tiny.fb_in1k',
             'convnext_tiny.fb_in1k.safetensors',
-            '; licence of these weights: see the model card of timm/convnext_tiny.fb_in1k',
+            '; input statistics of these weights: ImageNet; licence of these weights: Apache 2.0',
         ),
         (
             'timm:convnext_tiny',
             'convnext_tiny.in12k_ft_in1k.safetensors',
-            '; licence of these weights: see the model card of timm/convnext_tiny.in12k_ft_in1k',
+            '; input statistics of these weights: ImageNet; licence of these weights: Apache 2.0',
         ),
     ],
 )
@@ -96,7 +101,10 @@ def test_short_name_by_load_from(folder, tmp_path, logged):
     runner = runner_of(tmp_path, load_from='upernet_convnext_tiny_1k_512x512')
     runner.load_or_resume()
     assert torch.equal(runner.model.backbone.norm0.weight, state['norm0.weight'])
-    assert 'upernet_convnext_tiny_1k_512x512: licence of these weights: MIT' in logged
+    assert (
+        'upernet_convnext_tiny_1k_512x512: input statistics of these weights: ImageNet; licence of these weights: MIT'
+        in logged
+    )
 
 
 @pytest.mark.parametrize(
@@ -107,8 +115,20 @@ def test_short_name_by_load_from(folder, tmp_path, logged):
         'https://dl.fbaipublicfiles.com/convnext/convnext_iso_base_1k_224_ema.pth',
     ],
 )
-def test_isotropic_files_are_refused_by_name(source):
-    with pytest.raises(UserError, match='holds an isotropic ConvNeXt, an architecture without stages'):
+def test_isotropic_files_by_name(source, folder, logged):
+    state = fill(isotropic_layout(depth=2, width=8))
+    name = source.split('/')[-1].removesuffix('.pth')
+    torch.save({'model': state}, folder / f'{name}.pth')
+    pretrained = dict(type='Pretrained', checkpoint=source)
+    model = ConvNeXtIsotropic(dict(depth=2, channels=8), layer_scale_init_value=1.0, init_cfg=pretrained)
+    model.init_weights()
+    assert torch.equal(model.blocks[1].gamma, state['blocks.1.gamma'])
+    assert logged == [
+        'ConvNeXtIsotropic dict(depth=2, channels=8): 20 of 20 tensors from an official isotropic file (prefix '
+        "'model.'); norm0 start new, as they must for ImageNet weights; input statistics of these weights: ImageNet; "
+        'licence of these weights: MIT'
+    ]
+    with pytest.raises(UserError, match='these weights are those of a ConvNeXtIsotropic, arch=dict.* the model is a'):
         ConvNeXt(MICRO, pretrained=source).init_weights()
 
 

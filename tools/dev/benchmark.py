@@ -1,4 +1,4 @@
-"""ConvNeXt against its peers: python tools/dev/benchmark.py time|scaling|profile|optimizer|model|loading [options]
+"""ConvNeXt against its peers: python tools/dev/benchmark.py SUBCOMMAND [options]
 
 Every row has the same weights and the same images, and returns the four normalised stages as contiguous NCHW tensors.
 Outputs (and in training a gradient) are compared first. Then the rows run in turn, round after round, so that what
@@ -17,6 +17,7 @@ from pathlib import Path
 SUBCOMMANDS = {
     'time': 'time and memory of backbones',
     'model': 'time and memory of the whole detector or segmentor of a config, with each backbone',
+    'whole-model': 'time and memory of a whole detector or segmentor: the toolkit against its exported file',
     'scaling': 'time and memory against image size and batch',
     'profile': 'where the time of a step goes, instead of how long it takes',
     'optimizer': 'time of an AdamW step under layer decay',
@@ -31,9 +32,10 @@ def build_parser() -> argparse.ArgumentParser:
     for name, summary in SUBCOMMANDS.items():
         subcommands[name] = subparsers.add_parser(name, help=summary, description=summary)
 
-    subcommands['model'].add_argument('config', help='config file with a ConvNeXt as model.backbone')
+    for name in ('model', 'whole-model'):
+        subcommands[name].add_argument('config', help='config file with a ConvNeXt as model.backbone')
     subcommands['scaling'].add_argument('--config', help='measure the whole model of this config')
-    for name in ('model', 'scaling'):
+    for name in ('model', 'whole-model', 'scaling'):
         _add_cfg_options(subcommands[name])
     for name in ('time', 'scaling', 'profile', 'optimizer'):
         subcommands[name].add_argument('--arch', default='tiny', help='arch of ConvNeXt, default tiny')
@@ -46,10 +48,11 @@ def build_parser() -> argparse.ArgumentParser:
         subcommands[name].add_argument(
             '--drop-path', type=float, default=0.0, help='rate of stochastic depth in training'
         )
-    for name in ('time', 'model', 'scaling', 'optimizer'):
+    for name in ('time', 'model', 'whole-model', 'scaling', 'optimizer'):
         _add_rounds(subcommands[name])
-    for name in ('time', 'model', 'scaling'):
+    for name in ('time', 'model', 'whole-model', 'scaling'):
         _add_memory(subcommands[name])
+    _add_whole_model(subcommands['whole-model'])
     for name in ('time', 'model', 'scaling', 'profile', 'optimizer'):
         _add_machine(subcommands[name])
         subcommands[name].add_argument('--markdown', type=Path, metavar='OUT', help='write the report')
@@ -112,6 +115,14 @@ def _add_memory(parser: argparse.ArgumentParser) -> None:
         '--no-memory', dest='memory', action='store_false', help='no peak memory, which takes a process per row'
     )
     parser.add_argument('--memory-of', help=argparse.SUPPRESS)
+
+
+def _add_whole_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--size', default='800x1344', metavar='HEIGHTxWIDTH', help='of the image, default 800x1344')
+    parser.add_argument('--threads', type=int, help='CPU threads; default: as torch chooses')
+    parser.add_argument('--only', nargs='+', metavar='NAME', help='these rows')
+    parser.add_argument('--markdown', type=Path, metavar='OUT', help='write the report')
+    parser.add_argument('--graph', type=Path, help=argparse.SUPPRESS)
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:

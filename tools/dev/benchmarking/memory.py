@@ -27,7 +27,7 @@ def peak_memory(subject: Subject) -> dict[str, float | None]:
         does not tell.
     """
     cuda = subject.task.device.type == 'cuda'
-    before = torch.cuda.memory_allocated() if cuda else _process_bytes('VmRSS')
+    before = torch.cuda.memory_allocated() if cuda else process_bytes('VmRSS')
     subject.step()  # lasting things too: weights in other layouts, what a compiler keeps
     subject.clear()
     peak: int | None
@@ -39,13 +39,13 @@ def peak_memory(subject: Subject) -> dict[str, float | None]:
         with suppress(OSError):
             Path('/proc/self/clear_refs').write_text('5')  # the high-water mark starts anew
         subject.step()
-        peak = _process_bytes('VmHWM')
+        peak = process_bytes('VmHWM')
     if before is None or peak is None:
         return dict(peak_mib=None, step_mib=None)
     return dict(peak_mib=round(peak / MIB, 1), step_mib=round((peak - before) / MIB, 1))
 
 
-def _process_bytes(name: str) -> int | None:
+def process_bytes(name: str) -> int | None:
     """Return a figure of this process; None where the system is not Linux. (ru_maxrss starts with the parent's.)"""
     path = Path('/proc/self/status')
     if not path.exists():

@@ -1,0 +1,130 @@
+"""A training that can be watched: trackers of experiments, a progress bar, and what helps when memory runs out."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from convnext_dense.errors import UserError
+
+# mmengine's own backends: the type of each, and the package that it needs.
+TRACKERS = {
+    'tensorboard': ('TensorboardVisBackend', 'tensorboard'),
+    'mlflow': ('MLflowVisBackend', 'mlflow'),
+    'wandb': ('WandbVisBackend', 'wandb'),
+    'clearml': ('ClearMLVisBackend', 'clearml'),
+    'neptune': ('NeptuneVisBackend', 'neptune'),
+    'dvclive': ('DVCLiveVisBackend', 'dvclive'),
+    'aim': ('AimVisBackend', 'aim'),
+}
+# How torch says that memory ran out; on CPUs by a RuntimeError.
+CPU_MEMORY_ERRORS = ("can't allocate memory", 'not enough memory', 'std::bad_alloc')
+BAR_WIDTH = 30
+SECONDS_PER_DRAWING = 0.5
+
+
+def add_trackers(cfg: Config, names: Sequence[str]) -> None:
+    """Let a run be followed in trackers of experiments, besides the files that it writes anyway.
+
+    Args:
+        cfg: Changed in place.
+        names: Keys of :data:`TRACKERS`.
+
+    Raises:
+        UserError: A tracker is unknown or not installed, or the config has no visualizer.
+    """
+    for name in names:
+        if name not in TRACKERS:
+            raise UserError(f'--track {name}: there is no such tracker, use {", ".join(TRACKERS)}')
+        type_name, package = TRACKERS[name]
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f'--track {name} needs the package {package}: pip install {package}')
+        if not cfg.get('visualizer'):
+            raise UserError('--track: the config has no visualizer, which writes to trackers: add it')
+        backends = list(cfg.visualizer.get('vis_backends') or [dict(type='LocalVisBackend')])
+        if all(backend['type'] != type_name for backend in backends):
+            cfg.visualizer.vis_backends = [*backends, dict(type=type_name)]
+
+
+class ProgressHook(Hook):
+    """Draw a bar with the time left in the last line of a terminal; log lines scroll above it.
+
+    It is drawn before an iteration and removed after it, before a line may be logged.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self) -> None:
+        self._begin = 0.0
+        self._first = 0
+        self._drawn = 0.0
+
+    def before_train(self, runner: Runner) -> None:
+        self._begin, self._first = time.time(), runner.iter
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        now = time.time()
+        if not is_main_process() or now - self._drawn < SECONDS_PER_DRAWING:
+            return
+        self._drawn = now
+        sys.stdout.write(progress_line(runner.iter, runner.max_iters, self._first, now - self._begin) + '\r')
+        sys.stdout.flush()
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Mapping[str, Any] | None = None
+    ) -> None:
+        if is_main_process():
+            sys.stdout.write('\033[K')  # to the end of the line
+
+
+def progress_line(done: int, total: int, first: int, seconds: float) -> str:
+    """Return a bar with what is done and the time left.
+
+    Args:
+        done, total: Iterations.
+        first: The iteration at which this run began.
+        seconds: Since then.
+    """
+    filled = BAR_WIDTH * done // max(total, 1)
+    bar = '#' * filled + ' ' * (BAR_WIDTH - filled)
+    left = ''
+    if done > first:
+        left = f', {timedelta(seconds=round(seconds / (done - first) * (total - done)))} left'
+    return f'[{bar}] {done:,} of {total:,} iterations{left}'
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn running out of memory into a sentence with the arguments that help.
+
+    Raises:
+        UserError: The GPU, or the machine, has no memory left.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(_advice('the GPU', error)) from error
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not any(text in str(error) for text in CPU_MEMORY_ERRORS):
+            raise
+        raise UserError(_advice('this machine', error)) from error
+
+
+def _advice(where: str, error: BaseException) -> str:
+    reason = ' '.join(str(error).split('.')[0:2]).strip() or 'out of memory'
+    return (
+        f'{where} has too little memory for this run ({reason}): use one or more of --amp, '
+        '--cfg-options model.backbone.memory=checkpoint and --cfg-options train_dataloader.batch_size=1 '
+        '(with --auto-scale-lr)'
+    )
