@@ -14,16 +14,33 @@ QUICK ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow test-export test-mmcv test-versions install lint clean
+.PHONY: demo test test-slow test-first test-others test-slow-first test-slow-others test-export test-mmcv test-versions install lint clean
 
 demo: $(STAMP)
 	$(BIN)/python tools/demo.py $(DEMO_DIR) $(if $(filter-out 0,$(QUICK)),--quick)
 
+# Two processes side by side, since most tests use one core. The second takes every folder that the first does not name.
+FIRST_TESTS := tests/tools tests/export tests/engine tests/runtime tests/faults tests/data_check
+OTHER_TESTS := tests $(FIRST_TESTS:%=--ignore=%)
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	@$(MAKE) --no-print-directory -j2 test-first test-others
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+	@$(MAKE) --no-print-directory -j2 test-slow-first test-slow-others
+
+test-first: $(STAMP)
+	$(PYTEST) $(FIRST_TESTS)
+
+test-others: $(STAMP)
+	$(PYTEST) $(OTHER_TESTS)
+
+test-slow-first: $(STAMP)
+	$(PYTEST) -m slow $(FIRST_TESTS)
+
+test-slow-others: $(STAMP)
+	$(PYTEST) -m slow $(OTHER_TESTS)
 
 test-export: $(STAMP)
 	$(BIN)/python -m pytest -m export

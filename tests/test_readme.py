@@ -25,6 +25,18 @@ SMALL = (
         for option in ('num_workers=0', 'persistent_workers=False')
     ),
 )
+# On images of a fraction of the size, but for the snippet that is about size.
+SMALL_IMAGES = """
+_base_ = '{name}'
+load = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask={with_mask}),
+    dict(type='Resize', scale=(160, 128), keep_ratio=True),
+]
+meta = dict(meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction'))
+train_dataloader = dict(dataset=dict(pipeline=[*load, dict(type='PackDetInputs')]))
+val_dataloader = dict(dataset=dict(pipeline=[*load, dict(type='PackDetInputs', **meta)]))
+"""
 
 
 def test_snippets_are_found():
@@ -34,14 +46,16 @@ def test_snippets_are_found():
 @pytest.mark.parametrize('name', sorted(SNIPPETS))
 def test_snippet(name, official_names, tmp_path, tool):
     (tmp_path / 'configs').symlink_to(ROOT / 'configs')
-    (tmp_path / name).write_text(SNIPPETS[name])
-    message, text = tool(
-        'train', tmp_path / name, '--work-dir', tmp_path / 'work', '--cfg-options', *SMALL, data=official_names
-    )
+    config = tmp_path / name
+    config.write_text(SNIPPETS[name])
+    if name != 'other_size.py':
+        config = tmp_path / 'small_images.py'
+        config.write_text(SMALL_IMAGES.format(name=name, with_mask=name != 'boxes_only.py'))
+    message, text = tool('train', config, '--work-dir', tmp_path / 'work', '--cfg-options', *SMALL, data=official_names)
     assert message is None
     table = text.split('\n\n')[-2]
     assert 'box' in table and ('mask' in table) == (name != 'boxes_only.py')
-    cfg = Config.fromfile(tmp_path / 'work' / name)
+    cfg = Config.fromfile(tmp_path / 'work' / config.name)
     if name == 'one_gpu.py':
         assert re.search(r'LR is set based on batch size of 16 and the current batch size is 4', log_of(tmp_path))
     if name == 'own_classes.py':

@@ -11,6 +11,8 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
 from convnext_dense.engine.durable import write_durably
+from convnext_dense.engine.random_state import KEY as RANDOM_STATES
+from convnext_dense.engine.random_state import RandomStateHook
 from convnext_dense.errors import UserError
 
 BACKEND = 'convnext_dense_durable'
@@ -56,10 +58,14 @@ class DurableCheckpointHook(CheckpointHook):
     """
 
     best_ckpt_path: str | None
+    by_epoch: bool
+    filename_tmpl: str
+    max_keep_ckpts: int
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.backend_args = dict(backend=BACKEND)
+        self.random_states: list | None = None
 
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)
@@ -77,7 +83,12 @@ class DurableCheckpointHook(CheckpointHook):
             if path:
                 self.best_ckpt_path_dict[key] = str(Path(self.out_dir) / Path(path).name)
 
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if self.random_states is not None:
+            checkpoint[RANDOM_STATES] = self.random_states
+
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        self.random_states = _random_states(runner)  # of every process; the first one writes them
         outdated = self._keep(runner, step)
         runner.message_hub.update_info(REPLACED, outdated)
         name = self.filename_tmpl.format(step)
@@ -103,6 +114,15 @@ class DurableCheckpointHook(CheckpointHook):
             else:
                 self.file_backend.remove(path)
 
+    def save_inside_epoch(self, runner: Runner) -> None:
+        """Save after an iteration under ``iter_N.pth``, apart from the checkpoints that are counted and replaced."""
+        template, by_epoch, kept = self.filename_tmpl, self.by_epoch, self.max_keep_ckpts
+        self.filename_tmpl, self.by_epoch, self.max_keep_ckpts = 'iter_{}.pth', False, -1
+        try:
+            self._save_checkpoint(runner)
+        finally:
+            self.filename_tmpl, self.by_epoch, self.max_keep_ckpts = template, by_epoch, kept
+
     def _keep(self, runner: Runner, step: int) -> list[int]:
         """Note that ``step`` is kept, and return the steps whose checkpoints are kept no longer."""
         if self.max_keep_ckpts <= 0:
@@ -127,3 +147,11 @@ class DurableCheckpointHook(CheckpointHook):
         for path in outdated:
             if str(path) not in new:  # a resumed run writes the best of an epoch again
                 self.file_backend.remove(path)
+
+
+def _random_states(runner: Runner) -> list | None:
+    """Return what the RandomStateHook of a run keeps, if it has one; all processes have to call it."""
+    for hook in runner.hooks:
+        if isinstance(hook, RandomStateHook):
+            return hook.gather()
+    return None

@@ -10,7 +10,18 @@ import importlib.util
 
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.fileio import register_backend
-from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, STRATEGIES, Registry, root
+from mmengine.registry import (
+    DATA_SAMPLERS,
+    DATASETS,
+    HOOKS,
+    LOOPS,
+    MODELS,
+    OPTIM_WRAPPER_CONSTRUCTORS,
+    OPTIM_WRAPPERS,
+    STRATEGIES,
+    Registry,
+    root,
+)
 from mmengine.runner import CheckpointLoader
 
 from convnext_dense import mmcv_ops
@@ -21,6 +32,8 @@ from convnext_dense.engine.fsdp import ConvNeXtFSDPStrategy
 from convnext_dense.engine.inference_hook import PrepareForInferenceHook
 from convnext_dense.engine.layer_decay import ConvNeXtLayerDecayConstructor
 from convnext_dense.engine.load_hook import ConvNeXtLoadHook
+from convnext_dense.engine.loops import ResumableEpochLoop, ResumableIterLoop
+from convnext_dense.engine.random_state import RandomStateHook, SeededBatchSampler, SeededDataset
 from convnext_dense.models.adapters import ConvNeXtSharedHead, PyramidAdapter
 from convnext_dense.models.convnext import ConvNeXt
 from convnext_dense.models.isotropic import ConvNeXtIsotropic
@@ -69,7 +82,11 @@ def register_classes() -> None:
             FiniteModelHook,
             FiniteStepsHook,
             PrepareForInferenceHook,
+            RandomStateHook,
         ),
+        DATA_SAMPLERS: (SeededBatchSampler,),
+        DATASETS: (SeededDataset,),
+        LOOPS: (ResumableEpochLoop, ResumableIterLoop),
         OPTIM_WRAPPERS: (CPUAmpOptimWrapper,),
         OPTIM_WRAPPER_CONSTRUCTORS: (ConvNeXtLayerDecayConstructor,),
         STRATEGIES: (ConvNeXtFSDPStrategy,),

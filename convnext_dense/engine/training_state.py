@@ -74,6 +74,7 @@ def check_optimizer_fits(optimizer: torch.optim.Optimizer, state_dict: Mapping[s
     if 'param_groups' not in state_dict:
         return
     ours, theirs = optimizer.param_groups, state_dict['param_groups']
+    name = type(optimizer).__name__
     sizes, found = [len(group['params']) for group in ours], [len(group['params']) for group in theirs]
     if sizes != found:
         raise UserError(
@@ -85,8 +86,7 @@ def check_optimizer_fits(optimizer: torch.optim.Optimizer, state_dict: Mapping[s
         if (setting in ours[0]) != (setting in theirs[0]):
             have = 'has' if setting in theirs[0] else 'lacks'
             raise UserError(
-                f'the optimizer in {source} {have} {setting!r}, so it is of another kind than the config'
-                "'s {name}: "
+                f"the optimizer in {source} {have} {setting!r}, so it is of another kind than the config's {name}: "
                 'resume with the optimizer of the first run, or give the file as load_from, without --resume'
             )
 

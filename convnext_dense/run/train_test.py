@@ -25,6 +25,9 @@ from convnext_dense.engine.durable import write_durably
 from convnext_dense.engine.finite import FiniteModelHook, FiniteStepsHook
 from convnext_dense.engine.inference_hook import PrepareForInferenceHook
 from convnext_dense.engine.load_hook import attach_load_hook
+from convnext_dense.engine.loops import RESUMED_ITERATION
+from convnext_dense.engine.preemption import PreemptionHook, SignalFlag, end_with_parent
+from convnext_dense.engine.random_state import RandomStateHook
 from convnext_dense.errors import UserError
 from convnext_dense.run.data import prepare_data
 from convnext_dense.run.machine import describe_operators, fit_to_machine
@@ -38,6 +41,7 @@ from convnext_dense.run.work_dir import (
     claimed,
     default_work_dir,
     use_durable_checkpoints,
+    use_resumable_loop,
 )
 from convnext_dense.toolkits import check_toolkit
 from convnext_dense.weights.safe_reading import only_safe_loading
@@ -85,6 +89,8 @@ def train(
     Raises:
         UserError: A file does not exist, or an option does not go with the config.
     """
+    if launcher != 'none':
+        end_with_parent()
     cfg = _read_run_config(config, cfg_options, work_dir, launcher, local_rank)
     if amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
@@ -103,10 +109,13 @@ def train(
     if cfg.get('val_dataloader'):
         _check_data(cfg, 'val')
     add_trackers(cfg, track)
-    start.notes += use_durable_checkpoints(cfg)
+    start.notes += [*use_durable_checkpoints(cfg), *use_resumable_loop(cfg, start)]
+    flag = SignalFlag()
+    hooks = [FiniteStepsHook(skip_nonfinite), RandomStateHook(), ReplaceHook(start.replaced), PreemptionHook(flag)]
     with claimed(cfg.work_dir):
         prepare_data(cfg, ('train', 'val'), launcher, check=data_check, decode=decode)
-        return _run(cfg, launcher, 'train', start, [FiniteStepsHook(skip_nonfinite), ReplaceHook(start.replaced)])
+        with flag.listening():
+            return _run(cfg, launcher, 'train', start, hooks)
 
 
 def test(
@@ -231,6 +240,7 @@ def _run(
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner._resume = start.resume
     runner._load_from = SCHEME + start.load_from if start.load_from else None  # read safely, from every source
+    runner.message_hub.update_info(RESUMED_ITERATION, start.meta.get('iter', 0), resumed=False)
     if is_main_process():  # known only now
         print(*lines, *start.notes, sep='\n', flush=True)
     name_paths_in_errors(runner)

@@ -20,12 +20,19 @@ from mmengine.runner import Runner
 
 from convnext_dense.engine.checkpoints import POINTER, DurableCheckpointHook
 from convnext_dense.engine.durable import TEMPORARY
+from convnext_dense.engine.loops import ResumableEpochLoop, ResumableIterLoop
 from convnext_dense.engine.training_state import check_training_state
 from convnext_dense.errors import UserError
 from convnext_dense.run.options import nested_dicts
 from convnext_dense.weights.safe_reading import clause, read_file
 from convnext_dense.weights.sources import SCHEME, check_source, read
 
+LOOPS = {
+    'EpochBasedTrainLoop': ResumableEpochLoop,
+    'IterBasedTrainLoop': ResumableIterLoop,
+    ResumableEpochLoop.__name__: ResumableEpochLoop,  # in a config that a run has dumped
+    ResumableIterLoop.__name__: ResumableIterLoop,
+}
 LOCK = 'train.lock'
 RANK_VARIABLES = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
 
@@ -253,6 +260,20 @@ class ReplaceHook(Hook):
             return
         for path in [*self.files, *Path(runner.work_dir).glob('best_*.pth'), Path(runner.work_dir) / POINTER]:
             path.unlink(missing_ok=True)
+
+
+def use_resumable_loop(cfg: Config, start: Start) -> list[str]:
+    """Let our loops train where a config asks for mmengine's; return a line if it asks for another one."""
+    train_cfg = cfg.train_cfg
+    kind = train_cfg.get('type') or ('EpochBasedTrainLoop' if train_cfg.get('by_epoch', True) else 'IterBasedTrainLoop')
+    loop = LOOPS.get(str(kind).removeprefix('mmengine.'))
+    if loop is None:
+        return [f'the training loop {kind} is not one of mmengine: a resumed run repeats or skips data inside an epoch']
+    train_cfg.pop('by_epoch', None)
+    train_cfg.type = loop.__name__
+    if start.resume and cfg.get('randomness', {}).get('seed') is None:
+        cfg.randomness = dict(cfg.get('randomness', {}), seed=start.meta.get('seed'))  # of the order of the data
+    return []
 
 
 def use_durable_checkpoints(cfg: Config) -> list[str]:

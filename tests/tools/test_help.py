@@ -12,7 +12,7 @@ from helpers import ROOT
 from convnext_dense.convert import TARGETS
 
 TOOLS = sorted(path.name for path in (ROOT / 'tools').glob('[!_]*.py'))
-BENCHMARKS = ('time', 'model', 'scaling', 'profile', 'optimizer', 'loading')
+BENCHMARKS = ('time', 'model', 'whole-model', 'scaling', 'profile', 'optimizer', 'loading')
 HEAVY = ('torch', 'mmengine', 'mmcv', 'convnext_dense', 'numpy', 'matplotlib', 'cv2')
 SCRIPT = """
 import runpy, sys

@@ -241,6 +241,22 @@ def test_whole_models(config, mode, size, benchmark):
         assert '- 10 detections an image, of random weights' in text
 
 
+@pytest.mark.slow
+def test_whole_model_as_a_file(benchmark, tmp_path):
+    pytest.importorskip('onnxscript', reason="pip install 'convnext-dense[export]'")
+    pytest.importorskip('onnxruntime')
+    message, text, figures = benchmark(
+        'whole-model', UPERNET, '--size', '64x96', '--rounds', 2, '--warmup', 1, '--no-memory', '--only', 'toolkit',
+        'ONNX Runtime', '--markdown', tmp_path / 'table.md',
+    )  # fmt: skip
+    assert message is None
+    toolkit, exported = figures['rows']
+    assert (toolkit['name'], exported['name']) == ('toolkit', 'ONNX Runtime')
+    assert toolkit['found'] == exported['found'] and len(exported['seconds']) == 2
+    table = (tmp_path / 'table.md').read_text()
+    assert table in text and f'| ONNX Runtime | {exported["min"]:.3f} ' in table
+
+
 def test_memory_is_that_of_a_process_of_its_own(benchmark):
     """A step keeps the largest pair of tensors at least: the first Linear's output and GELU's."""
     ballast = torch.zeros(2**28)  # 1 GiB here

@@ -1,0 +1,121 @@
+"""A training that is asked to end saves first, and says so by its exit status."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from mmengine.device import get_device
+from mmengine.dist import all_reduce, barrier, is_distributed, is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from convnext_dense.engine.checkpoints import DurableCheckpointHook
+from convnext_dense.engine.durable import write_durably
+
+EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: start it again
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
+PREEMPTED = 'preempted.json'  # in the work folder
+# A file that the launch scripts read: torchrun's own exit status does not tell.
+STATUS_VARIABLE = 'CONVNEXT_DENSE_PREEMPTED'
+PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
+
+
+class SignalFlag:
+    """Remembers that a signal asked this process to end.
+
+    Attributes:
+        signal: The name of the first signal, or None.
+    """
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Inside, the first signal is remembered, and the second has its ordinary effect.
+
+        Data workers inherit this: a signal to the whole group leaves them to load what the last iterations need.
+        """
+        if threading.current_thread() is not threading.main_thread():  # Python lets the main thread alone listen
+            yield
+            return
+        before = {number: signal.signal(number, self._remember) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is None:
+            self.signal = signal.Signals(number).name
+            return
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+
+class PreemptionHook(Hook):
+    """Save and end with status 75 at the first iteration after a signal in any of the processes.
+
+    Args:
+        flag: Set by the signal handlers of this process.
+    """
+
+    priority = 'LOWEST'  # the iteration is complete, and CheckpointHook has saved it if it was to be saved
+
+    def __init__(self, flag: SignalFlag) -> None:
+        self.flag = flag
+
+    def before_train(self, runner: Runner) -> None:
+        if is_main_process():
+            (Path(runner.work_dir) / PREEMPTED).unlink(missing_ok=True)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        asked = self.flag.signal is not None
+        if is_distributed():
+            flag = torch.tensor(int(asked), dtype=torch.uint8, device=get_device())
+            all_reduce(flag, 'max')
+            asked = bool(flag.item())
+        if asked:
+            self._save_and_end(runner)
+
+    def _save_and_end(self, runner: Runner) -> None:
+        iteration = runner.iter + 1
+        for hook in runner.hooks:
+            if isinstance(hook, DurableCheckpointHook):
+                hook.save_inside_epoch(runner)
+        path = Path(runner.work_dir) / PREEMPTED
+        if os.environ.get(STATUS_VARIABLE) and os.environ.get('LOCAL_RANK', '0') == '0':  # one per machine
+            Path(os.environ[STATUS_VARIABLE]).write_text(f'{path}\n')
+        if is_main_process():
+            reason = self.flag.signal or 'a signal to another process'
+            record = dict(signal=reason, iteration=iteration, time=time.strftime('%Y-%m-%dT%H:%M:%S'))
+            write_durably(path, json.dumps(record) + '\n')
+            print(f'\npreempted by {reason}: saved at iteration {iteration}; go on with --resume', flush=True)
+        barrier()  # no process ends while another still saves
+        sys.exit(EXIT_STATUS)
+
+
+def end_with_parent() -> None:
+    """Let the kernel kill this process when its parent ends: workers of a launcher that was killed would train on.
+
+    Linux only; elsewhere nothing happens.
+    """
+    if not sys.platform.startswith('linux'):
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before
+        os.kill(os.getpid(), signal.SIGKILL)
