@@ -69,8 +69,8 @@ POOLING = """
 DATA_MOVEMENT = """
     _reshape_alias _to_copy _unsafe_view alias arange as_strided cat clone constant_pad_nd copy detach empty
     empty_like expand fill flip full full_like im2col index index_select lift_fresh linspace native_dropout
-    new_empty new_full new_ones new_zeros ones ones_like permute pixel_shuffle repeat roll scalar_tensor select
-    slice split split_with_sizes squeeze stack t transpose tril triu unbind unsqueeze view zero zeros zeros_like
+    new_empty new_full new_ones new_zeros ones ones_like permute pixel_shuffle promote_types repeat roll scalar_tensor
+    select slice split split_with_sizes squeeze stack t transpose tril triu unbind unsqueeze view zero zeros zeros_like
 """
 ZERO = frozenset(f'{ELEMENTWISE} {REDUCTIONS} {POOLING} {DATA_MOVEMENT}'.split())
 

@@ -85,7 +85,8 @@ def map_facts(path: str, decoder: str) -> MapFacts:
         return MapFacts(problem=f'the label map cannot be read or is cut off: {error}')
     if pixels is None:
         return MapFacts(problem='the label map is no image')
-    pixels = pixels.squeeze()
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
     if pixels.ndim != 2:
         return MapFacts(pixels.shape)
     if pixels.dtype == np.uint8:

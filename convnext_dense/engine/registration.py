@@ -34,7 +34,7 @@ from convnext_dense.engine.layer_decay import ConvNeXtLayerDecayConstructor
 from convnext_dense.engine.load_hook import ConvNeXtLoadHook
 from convnext_dense.engine.loops import ResumableEpochLoop, ResumableIterLoop
 from convnext_dense.engine.random_state import RandomStateHook, SeededBatchSampler, SeededDataset
-from convnext_dense.models.adapters import ConvNeXtSharedHead, PyramidAdapter
+from convnext_dense.models.adapters import ConvNeXtSharedHead, FeatureBatchNorm, PyramidAdapter
 from convnext_dense.models.convnext import ConvNeXt
 from convnext_dense.models.isotropic import ConvNeXtIsotropic
 from convnext_dense.models.roadmap import ConvNeXtRoadmap
@@ -73,6 +73,7 @@ def register_classes() -> None:
             ConvNeXtIsotropic,
             ConvNeXtRoadmap,
             ConvNeXtSharedHead,
+            FeatureBatchNorm,
             PyramidAdapter,
             SimpleFeaturePyramid,
         ),

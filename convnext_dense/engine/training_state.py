@@ -82,6 +82,7 @@ def check_optimizer_fits(optimizer: torch.optim.Optimizer, state_dict: Mapping[s
             f'{sum(sizes)} in {len(sizes)}: resume with the model, optimizer and layer decay of the first run, or give '
             'the file as load_from, without --resume'
         )
+    name = type(optimizer).__name__
     for setting in OPTIMIZER_SETTINGS:
         if (setting in ours[0]) != (setting in theirs[0]):
             have = 'has' if setting in theirs[0] else 'lacks'

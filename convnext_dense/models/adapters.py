@@ -142,3 +142,28 @@ class PyramidAdapter(BaseModule):
                 level = F.interpolate(level, scale_factor=factor, mode='bilinear', align_corners=False)
             outputs.append(conv(level))
         return tuple(outputs)
+
+
+class FeatureBatchNorm(BaseModule):
+    """BatchNorm of a single feature map, as a neck: linear evaluations of frozen backbones have it before the head.
+
+    Args:
+        in_channels: Channels of the map.
+        init_cfg: mmengine's initialisation config.
+    """
+
+    def __init__(self, in_channels: int, init_cfg: dict | None = None) -> None:
+        super().__init__(init_cfg)
+        self.norm = nn.BatchNorm2d(in_channels)
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor]:
+        """Normalise.
+
+        Args:
+            features: One tensor (N, in_channels, H, W).
+
+        Returns:
+            One tensor of the same shape.
+        """
+        (feature,) = features
+        return (self.norm(feature),)

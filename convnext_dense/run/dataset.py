@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from convnext_dense.data_check.check import check_data, follow_names
 from convnext_dense.dataset.formats import convert, read_labels
+from convnext_dense.errors import UserError
 from convnext_dense.run.inspect_data import inspect_data, summary_lines, write_page
+from convnext_dense.run.new_config.data import read_facts
+from convnext_dense.run.new_config.write import default_config
+
+CHECKED = ('train', 'val')  # splits
 
 
 def inspect(
@@ -28,11 +34,22 @@ def inspect(
     """
     labelled = read_labels(data, file_format, images, classes)
     summary = inspect_data(labelled)
-    findings: list[str] = []
-    print(*summary_lines(labelled, summary), sep='\n')
+    findings = _findings(data)
+    print(*summary_lines(labelled, summary), *findings, sep='\n')
     if out:
         write_page(labelled, summary, findings, out)
         print(f'\nwritten to {out}')
+
+
+def _findings(data: Path) -> list[str]:
+    """Return what the check that runs before a training finds in data of our layout."""
+    try:
+        facts = read_facts(data)
+    except UserError as error:
+        return [f'not checked as a training does it: {error}']
+    cfg = default_config(facts)
+    follow_names(cfg, CHECKED)
+    return [finding.sentence() for finding in check_data(cfg, CHECKED)] or ['data check: nothing found']
 
 
 def convert_data(

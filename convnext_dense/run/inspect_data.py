@@ -13,6 +13,7 @@ import numpy as np
 from convnext_dense.dataset.duplicates import near_duplicates
 from convnext_dense.dataset.label_maps import IGNORED, mask_of, read_label_map
 from convnext_dense.dataset.records import LabelledData, LabelledImage
+from convnext_dense.errors import UserError
 from convnext_dense.images import read_image
 from convnext_dense.results import Detections, LabelMap
 from convnext_dense.run.html_page import HtmlPage
@@ -172,8 +173,9 @@ def write_page(data: LabelledData, summary: Summary, findings: Sequence[str], pa
 
 def draw(image: LabelledImage, classes: Sequence[str]) -> np.ndarray:
     """Return an image (height, width, 3), RGB uint8, with its labels."""
-    pixels = read_image(image.path)
-    if pixels is None:
+    try:
+        pixels = read_image(image.path)
+    except UserError:  # black: the check of the data names the file
         return np.zeros((*image.size, 3), np.uint8)
     if image.label_map is not None:
         return LabelMap(read_label_map(image.label_map), classes).draw(pixels)

@@ -75,7 +75,7 @@ def exported_equals(name, tmp_path):
 sessions = [ONNXRuntimeSession]
 if importlib.util.find_spec('openvino') is not None:
     sessions.append(OpenVINOSession)
-ONE_OF_EACH = ('FCN', 'RetinaNet', 'Mask R-CNN')  # a segmentor, a single-stage and a two-stage detector
+ONE_OF_EACH = ('FCN', 'RetinaNet', 'Cascade Mask R-CNN')  # a segmentor, a single-stage and a two-stage detector
 
 
 @needs_exporter
@@ -85,7 +85,7 @@ def test_file_equals_the_toolkit(name, tmp_path):
 
 
 @needs_exporter
-@pytest.mark.slow
+@pytest.mark.export
 @pytest.mark.parametrize('name', [name for name in DETECTORS + SEGMENTORS if name not in ONE_OF_EACH])
 def test_every_file_equals_the_toolkit(name, tmp_path):
     exported_equals(name, tmp_path)

@@ -98,7 +98,7 @@ def train(tmp_path):
     def run(*options: object, change: tuple | list = (), config: Path = TOY, inject=None, work='work') -> Outcome:
         changes = ['--cfg-options', *change] if change else []
         return run_forked(
-            'train', config, '--work-dir', tmp_path / work, *options, *changes,
+            'train', config, '--work-dir', tmp_path / work, '--no-data-check', *options, *changes,
             log=tmp_path / f'train_{next(counter)}.txt', inject=inject,
         )  # fmt: skip
 
@@ -113,7 +113,7 @@ def test_tool(tmp_path):
     def run(checkpoint: Path, *options: object, change: tuple | list = (), inject=None) -> Outcome:
         changes = ['--cfg-options', *change] if change else []
         return run_forked(
-            'test', TOY, checkpoint, '--work-dir', tmp_path / 'tested', *options, *changes,
+            'test', TOY, checkpoint, '--work-dir', tmp_path / 'tested', '--no-data-check', *options, *changes,
             log=tmp_path / f'test_{next(counter)}.txt', inject=inject,
         )  # fmt: skip
 
@@ -125,6 +125,8 @@ def trained(tmp_path_factory) -> Path:
     """The work folder of a finished training of one epoch: to be copied, not changed."""
     folder = tmp_path_factory.mktemp('trained') / 'work'
     log = folder.with_name('log.txt')
-    outcome = run_forked('train', TOY, '--work-dir', folder, '--cfg-options', 'train_cfg.max_epochs=1', log=log)
+    outcome = run_forked(
+        'train', TOY, '--work-dir', folder, '--no-data-check', '--cfg-options', 'train_cfg.max_epochs=1', log=log
+    )
     assert outcome.status == 0, outcome.text
     return folder

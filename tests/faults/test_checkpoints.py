@@ -261,7 +261,13 @@ def test_two_trainings_do_not_share_a_folder(train, tmp_path):
 
         def start_another(self, runner):
             second = run_forked(
-                'train', TOY, '--work-dir', tmp_path / 'work', '--overwrite', log=tmp_path / 'second.txt'
+                'train',
+                TOY,
+                '--no-data-check',
+                '--work-dir',
+                tmp_path / 'work',
+                '--overwrite',
+                log=tmp_path / 'second.txt',
             )
             print('SECOND', second.status, second.text)
             original(self, runner)
@@ -302,10 +308,17 @@ def test_folder_of_version_0_1_0(trained, tmp_path):
     def inject():
         os.chdir(tmp_path)
 
-    outcome = run_forked('train', TOY, '--resume', log=tmp_path / 'log.txt', inject=inject)
+    outcome = run_forked('train', TOY, '--no-data-check', '--resume', log=tmp_path / 'log.txt', inject=inject)
     assert outcome.status == 1 and 'continue that run by --work-dir work_dirs/toy' in outcome.error
     outcome = run_forked(
-        'train', TOY, '--resume', '--work-dir', 'work_dirs/toy', log=tmp_path / 'log.txt', inject=inject
+        'train',
+        TOY,
+        '--no-data-check',
+        '--resume',
+        '--work-dir',
+        'work_dirs/toy',
+        log=tmp_path / 'log.txt',
+        inject=inject,
     )
     assert outcome.status == 0 and 'resumed from work_dirs/toy/epoch_1.pth' in outcome.text
 

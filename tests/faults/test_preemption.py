@@ -31,7 +31,7 @@ def start(command: list, work: Path, *options: str) -> subprocess.Popen:
         MPLBACKEND='Agg',
     )
     process = subprocess.Popen(
-        [*map(str, command), '--work-dir', str(work), '--cfg-options', *LONG, *options],
+        [*map(str, command), '--work-dir', str(work), '--no-data-check', '--cfg-options', *LONG, *options],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, start_new_session=True,
     )  # fmt: skip
     seen = []
@@ -115,7 +115,8 @@ def test_slurm_script_queues_the_job_again(tmp_path):
     (tmp_path / 'bin').mkdir()
     srun, scontrol = tmp_path / 'bin/srun', tmp_path / 'bin/scontrol'
     srun.write_text(f"""#!/bin/bash
-{sys.executable} {ROOT}/tools/train.py {TOY} --work-dir {work} --cfg-options {' '.join(LONG)} > {tmp_path}/log 2>&1 &
+{sys.executable} {ROOT}/tools/train.py {TOY} --work-dir {work} --no-data-check \\
+    --cfg-options {' '.join(LONG)} > {tmp_path}/log 2>&1 &
 trap "kill -USR1 $!" USR1
 wait $!; status=$?
 while kill -0 $! 2> /dev/null; do wait $!; status=$?; done

@@ -102,17 +102,24 @@ def new_config(
     lines = list(_lines(facts, base, recipe, arch, weights, batch_size))
     text = '\n'.join(lines) + '\n'
     if dry_run:
-        _check(text, swapped, base_out.name, facts)
+        _load(text, swapped, base_out.name, facts)
         print(text, end='')
         return
     out.parent.mkdir(parents=True, exist_ok=True)
-    _check(text, swapped, base_out.name, facts)
+    _load(text, swapped, base_out.name, facts)
     if swapped:
         write_config(swapped.source, swapped.before, swapped.after, base_out)
     out.write_text(text, encoding='utf-8')
     for note in swapped.notes if swapped else ():
         print(f'note: {note}')
     print(f'{out}: train it with `convnext-dense train {out}`')
+
+
+def default_config(facts: DataFacts) -> Config:
+    """Return the config of a small recipe for a data set, without writing it."""
+    recipe = 'upernet' if facts.is_segmentation else 'mask_rcnn'
+    lines = _lines(facts, _our_base(recipe, 'tiny', facts), recipe, 'tiny', NO_WEIGHTS, batch_size=2)
+    return _load('\n'.join(lines), None, '', facts)
 
 
 def _our_base(recipe: str, arch: str, facts: DataFacts) -> Base:
@@ -327,7 +334,7 @@ def _hook_lines(facts: DataFacts, base: Base, recipe: str, schedule: Schedule) -
     )
 
 
-def _check(text: str, swapped: SwappedConfig | None, base_name: str, facts: DataFacts) -> None:
+def _load(text: str, swapped: SwappedConfig | None, base_name: str, facts: DataFacts) -> Config:
     """Read the config in a folder of its own, and prove that it holds the classes and names existing data.
 
     Raises:
@@ -343,3 +350,4 @@ def _check(text: str, swapped: SwappedConfig | None, base_name: str, facts: Data
     dataset = dataset.dataset if 'dataset' in dataset else dataset
     if tuple(dataset.metainfo.classes) != facts.classes or Path(dataset.data_root) != facts.root:
         raise UserError(f'{base_name} cannot be inherited from: its data set is not reached by the new config')
+    return cfg

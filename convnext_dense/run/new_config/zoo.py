@@ -10,6 +10,7 @@ from mmengine.config import Config, ConfigDict
 from convnext_dense.errors import UserError
 from convnext_dense.run.new_config.data import DataFacts
 from convnext_dense.run.new_config.model import box_changes
+from convnext_dense.run.options import nested_dicts
 
 # Steps of pipelines that load labels which our layouts do not have.
 OTHER_LABELS = ('LoadPanopticAnnotations', 'LoadProposals', 'LoadTrackAnnotations', 'LoadDepthAnnotation')
@@ -30,7 +31,12 @@ def fit_to_data(cfg: Config, facts: DataFacts, factor: float) -> Config:
     """
     fitted = copy.deepcopy(cfg)
     if not facts.is_segmentation and not facts.has_masks:
-        _merge(fitted.model, box_changes(fitted.model))
+        changes = box_changes(fitted.model)
+        if not changes and _loads_masks(fitted):
+            raise UserError(
+                f'{fitted.model.type} needs outlines, and the data have boxes alone: take a detector of boxes'
+            )
+        _merge(fitted.model, changes)
     for split in ('train', 'val'):
         loader = fitted.get(f'{split}_dataloader')
         if not loader:
@@ -47,6 +53,10 @@ def fit_to_data(cfg: Config, facts: DataFacts, factor: float) -> Config:
     if preprocessor and preprocessor.get('batch_augments'):
         preprocessor['batch_augments'] = _scaled(preprocessor['batch_augments'], factor)
     return fitted
+
+
+def _loads_masks(cfg: Config) -> bool:
+    return any(step.get('with_mask') for step in nested_dicts(cfg.get('train_dataloader')))
 
 
 def _merge(part: ConfigDict, changes: dict[str, Any]) -> None:

@@ -178,10 +178,12 @@ def _add_images(page: HtmlPage, pairs: Iterable[tuple[float, Path, Any, Any]], m
     ):
         page.add_heading(f'{title}: truth, and prediction', name)
         for value, path, truth, found in chosen:
-            image = read_image(path)
-            if image is not None:
-                both = np.concatenate([truth.draw(image), found.draw(image)], axis=1)
-                page.add_picture(both, f'{path.name}, {measure} {value:.2f}', width=960)
+            try:
+                image = read_image(path)
+            except UserError:  # the page is worth having without it
+                continue
+            both = np.concatenate([truth.draw(image), found.draw(image)], axis=1)
+            page.add_picture(both, f'{path.name}, {measure} {value:.2f}', width=960)
 
 
 def _add_curves(page: HtmlPage, run: FinishedRun, other: FinishedRun | None) -> None:

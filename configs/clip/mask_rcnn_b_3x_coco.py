@@ -1,0 +1,9 @@
+# Ours: nobody has published Mask R-CNN on these weights. Drop path, decay
+# and lr are those of mask_rcnn/convnext_b_3x_coco.py.
+_base_ = ['../_base_/mask_rcnn.py', '../_base_/coco_3x.py', '../_base_/clip_statistics.py']
+weights = 'timm:convnext_base.clip_laion2b_augreg'
+model = dict(
+    data_preprocessor=dict(**_base_.clip_statistics),
+    backbone=dict(arch='base', drop_path_rate=0.7, init_cfg=dict(type='Pretrained', checkpoint=weights)),
+    neck=dict(in_channels=[128, 256, 512, 1024]))
+optim_wrapper = dict(optimizer=dict(lr=2e-4), paramwise_cfg=dict(decay_rate=0.8))

@@ -1,0 +1,8 @@
+# Ours: nobody has published Mask R-CNN on these weights. Drop path, decay
+# and lr are those of mask_rcnn/convnext_s_3x_coco.py.
+_base_ = ['../_base_/mask_rcnn.py', '../_base_/coco_3x.py']
+weights = 'https://huggingface.co/facebook/EUPE-ConvNeXt-S/resolve/main/EUPE-ConvNeXt-S.pt'
+model = dict(
+    backbone=dict(arch='small', drop_path_rate=0.6, init_cfg=dict(type='Pretrained', checkpoint=weights)),
+    neck=dict(in_channels=[96, 192, 384, 768]))
+optim_wrapper = dict(optimizer=dict(lr=2e-4), paramwise_cfg=dict(decay_rate=0.7))
