@@ -257,7 +257,7 @@ def _report(result: dict[str, Any]) -> str:
         f'missing: {missing or "nothing"}',
         f'export: {result["export_seconds"]} s; found: detections of random weights, or classes of a label map',
     ]
-    title = f'{Path(result["config"]).stem}, whole model, 1x3x{result["size"]}, {result["rounds"]} rounds in turn'
+    title = f'# {Path(result["config"]).stem}, whole model, 1x3x{result["size"]}, {result["rounds"]} rounds in turn'
     return (
         '\n\n'.join([title, f'`{result["command"]}`', '\n'.join(f'- {note}' for note in notes), markdown_table(lines)])
         + '\n'
