@@ -14,7 +14,8 @@ QUICK ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow test-first test-others test-slow-first test-slow-others test-export test-mmcv test-versions install lint clean
+.PHONY: demo test test-slow test-first test-others test-slow-first test-slow-others test-export test-mmcv test-versions docs \
+  install lint clean
 
 demo: $(STAMP)
 	$(BIN)/python tools/demo.py $(DEMO_DIR) $(if $(filter-out 0,$(QUICK)),--quick)
@@ -66,6 +67,14 @@ test-versions:
 
 install: $(STAMP)
 
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx -q --fail-on-warning --keep-going docs docs/_build
+	@echo "written: docs/_build/index.html"
+
+$(VENV)/.installed-docs: $(STAMP)
+	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e '.[$(TOOLKIT),docs]'
+	@touch $@
+
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -93,4 +102,4 @@ endif
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-onedl .venv-mmcv $(DEMO_DIR) work_dirs build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-onedl .venv-mmcv $(DEMO_DIR) work_dirs docs/_build build dist *.egg-info .pytest_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""The configs that the README shows run as they stand there."""
+"""The configs that README and docs show run as they are printed there."""
 
 import re
 
@@ -6,10 +6,15 @@ import pytest
 from helpers import ROOT
 from mmengine.config import Config
 
+import convnext_dense
+import convnext_dense.runtime
+
 pytest.importorskip('mmdet')
+PAGES = (ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md')))
 SNIPPETS = {
     match[1]: match[0]
-    for match in re.finditer(r'(?<=```python\n)# (\w+\.py): .*?(?=```)', (ROOT / 'README.md').read_text(), re.S)
+    for page in PAGES
+    for match in re.finditer(r'(?<=```python\n)# (\w+\.py): .*?(?=```)', page.read_text(), re.S)
 }
 # Less of everything: what is shown is the change, not the size.
 SMALL = (
@@ -37,6 +42,31 @@ meta = dict(meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_fa
 train_dataloader = dict(dataset=dict(pipeline=[*load, dict(type='PackDetInputs')]))
 val_dataloader = dict(dataset=dict(pipeline=[*load, dict(type='PackDetInputs', **meta)]))
 """
+
+
+def test_readme_is_short():
+    lines = (ROOT / 'README.md').read_text().splitlines()
+    assert len(lines) <= 150 and max(map(len, lines)) <= 120
+
+
+@pytest.mark.parametrize('name', ['README.md', 'CONTRIBUTING.md', 'SECURITY.md'])
+def test_links_lead_to_files(name):
+    links = re.findall(r'\]\((?!https?://)([^)#]+)', (ROOT / name).read_text())
+    assert links or name == 'SECURITY.md'
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_reference_has_every_tool():
+    page = (ROOT / 'docs' / 'reference' / 'command_lines.md').read_text()
+    shown = re.findall(r'^```\{command-line\} (\S+\.py)', page, re.M)
+    tools = [f'tools/{path.name}' for path in (ROOT / 'tools').glob('[!_]*.py')]
+    assert {*shown} == {*tools, 'convnext_dense/cli.py'}
+
+
+def test_reference_has_every_public_name():
+    page = (ROOT / 'docs' / 'reference' / 'api.md').read_text()
+    shown = re.findall(r'^\.\. (?:py:data|auto\w+):: ([\w.]+)', page, re.M)
+    assert {*convnext_dense.__all__, *convnext_dense.runtime.__all__} <= {*shown}
 
 
 def test_snippets_are_found():

@@ -81,7 +81,7 @@ class ConvNeXt(PretrainedModule, StagedBackbone):
         allow_statistics_mismatch: Do not refuse weights that were trained with inputs of another mean and standard
             deviation than those of the data preprocessor; :class:`ConvNeXtLoadHook` compares them.
         pretrained: A weight file, short for ``init_cfg=dict(type='Pretrained', checkpoint=...)``: a path, URL,
-            ``hf-hub:org/name``, ``timm:name`` or the short name of an official file, in any format of the README.
+            ``hf-hub:org/name``, ``timm:name`` or the short name of an official file, in any known format.
         init_cfg: mmengine's initialisation config. Without it: a normal of 0.02 for every convolution and
             Linear, zero biases (official).
 

@@ -45,7 +45,7 @@ def swap_backbone(
     Args:
         cfg: A config of mmdet, mmseg or another toolkit on mmengine, its path, or ``'mmdet::...'``.
         arch: Of our ConvNeXt; None is ``'tiny'``, or the arch of a ConvNeXt that is there already.
-        weights: For the backbone, from every source of ``init_cfg`` (README, "Weights").
+        weights: For the backbone, from every source of ``init_cfg``, see the guide to weights.
         recipe: Also set AdamW, layer decay, drop path and mixed precision as the official recipes do.
 
     Returns:

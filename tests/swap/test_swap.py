@@ -507,26 +507,26 @@ def test_own_config_is_not_overwritten(tmp_path, tool):
     assert 'is the config to swap' in message and 'ConvNeXt' not in mine.read_text()
 
 
-README = re.search(r'## Under an existing pipeline\n(.*?)\n## ', (ROOT / 'README.md').read_text(), re.S)[1]
-COMMANDS = re.findall(r'^python tools/swap_backbone\.py ((?:.|\\\n)+?)$', README.replace('\\\n', ' '), re.M)
+GUIDE = (ROOT / 'docs' / 'guides' / 'swap.md').read_text()
+COMMANDS = re.findall(r'^python tools/swap_backbone\.py ((?:.|\\\n)+?)$', GUIDE.replace('\\\n', ' '), re.M)
 
 
-def test_commands_of_the_readme_are_found():
+def test_commands_of_the_guide_are_found():
     assert len(COMMANDS) == 5
 
 
 @pytest.mark.parametrize('command', COMMANDS, ids=lambda command: command.split()[0].split('/')[0])
-def test_command_of_the_readme(command, tmp_path, monkeypatch, tool, sweep):
+def test_command_of_the_guide(command, tmp_path, monkeypatch, tool, sweep):
     monkeypatch.chdir(tmp_path)
     message, text = tool('swap_backbone', *command.split())
     assert message is None
     out = command.split()[command.split().index('-o') + 1]
     assert text.endswith(f'written to {out}\n')
-    row = next(line for line in README.splitlines() if line.startswith(f'| `{out}`'))
+    row = next(line for line in GUIDE.splitlines() if line.startswith(f'| `{out}`'))
     backbone = Config.fromfile(tmp_path / out).model.backbone
     assert f'{backbone.get("output_stride", 32)} |' in row
     for channels in re.findall(r'→ (\[[\d, ]+\]|\d+)', row):
-        assert channels in (tmp_path / out).read_text(), 'the channels that the README shows'
+        assert channels in (tmp_path / out).read_text(), 'the channels that the guide shows'
     cfg = swap_backbone(tmp_path / out, 'atto')  # as it is, it would take minutes
     train_a_step(sweep, cfg, 320 if out == 'dino.py' else 128)  # DINO takes its 900 queries from the features
 

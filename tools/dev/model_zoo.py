@@ -1,4 +1,4 @@
-"""Bring the model index, the README's tables and its picture up to date: python tools/dev/model_zoo.py [--check]
+"""Bring the model index, tables and pictures of README and docs up to date: python tools/dev/model_zoo.py [--check]
 
 Hand-written are the published figures, in configs/*/metafile.yml and tests/reference/published_results.csv. Everything
 else about a model is read from its config or measured, here; times are those of docs/benchmarks/cpu_*.json.
@@ -24,9 +24,18 @@ from convnext_dense.run.options import errors_as_sentences
 
 ROOT = Path(__file__).resolve().parents[2]
 README, PICTURE = ROOT / 'README.md', ROOT / 'docs' / 'model_zoo.svg'
+ZOO, SPEED = ROOT / 'docs' / 'reference' / 'model_zoo.md', ROOT / 'docs' / 'reference' / 'benchmarks.md'
 ROADMAP, ROADMAP_PICTURE = ROOT / 'docs' / 'design' / 'roadmap.md', ROOT / 'docs' / 'design' / 'roadmap.svg'
 FOLDERS = ('mask_rcnn', 'cascade_mask_rcnn', 'upernet')
 DEMO = 'convnext_digits.py'
+# The rows of the README; all others are in the model zoo.
+README_CONFIGS = (
+    'configs/mask_rcnn/convnext_t_3x_coco.py',
+    'configs/cascade_mask_rcnn/convnext_t_3x_coco.py',
+    'configs/cascade_mask_rcnn/convnext_b_3x_coco.py',
+    'configs/upernet/convnext_t_512_160k_ade20k.py',
+    'configs/upernet/convnext_b_in22k_640_160k_ade20k.py',
+)
 PUBLISHED = ROOT / 'tests' / 'reference' / 'published_results.csv'
 BENCHMARKS = ROOT / 'docs' / 'benchmarks'
 SIZES = dict(tiny='T', small='S', base='B', large='L', xlarge='XL')
@@ -110,13 +119,13 @@ def metrics(model: dict) -> dict[str, float]:
 
 
 def model_tables(folders: dict[str, dict]) -> dict[str, str]:
-    """The README's tables of detectors and of segmentors."""
+    """The tables of detectors and of segmentors in the model zoo."""
     tables = {'detectors': [], 'segmentors': []}
     for folder, content in folders.items():
         for model in content['Models']:
             metadata, found = model['Metadata'], metrics(model)
             config = model['Config'].removeprefix('configs/')
-            name = f'[`{config}`]({model["Config"]})'
+            name = f'[`{config}`](../../{model["Config"]})'
             weights = f'[weights]({model["Weights"]})' if 'Weights' in model else ''
             before = [name, metadata['Backbone'], metadata['Pretraining'].removeprefix('ImageNet-')]
             after = [*counts(metadata), metadata['Source'], weights]
@@ -132,6 +141,20 @@ def model_tables(folders: dict[str, dict]) -> dict[str, str]:
         'detectors': table(before + ['box AP', 'mask AP'] + after, tables['detectors']),
         'segmentors': table(before + ['mIoU', 'multi-scale'] + after, tables['segmentors']),
     }
+
+
+def short_table(folders: dict[str, dict]) -> str:
+    """The README's table: few models, each linked to its config."""
+    rows = []
+    for content in folders.values():
+        for model in content['Models']:
+            if model['Config'] in README_CONFIGS:
+                metadata, found = model['Metadata'], metrics(model)
+                name = f'[{model["In Collection"]}, {metadata["Backbone"]}]({model["Config"]})'
+                accuracy = str(found.get('box AP') or found['mIoU'])
+                params, flops = f'{metadata["Parameters"] / 1e6:.1f}', f'{metadata["FLOPs"] / 1e9:.1f}'
+                rows.append([name, metadata['Pretraining'].removeprefix('ImageNet-'), accuracy, params, flops])
+    return table(['config', 'ImageNet', 'box AP or mIoU', 'params M', 'FLOPs G'], rows)
 
 
 def arch_table() -> str:
@@ -315,9 +338,9 @@ def main() -> None:
             ROOT / 'configs' / folder / 'metafile.yml': comment + yaml.safe_dump(content, sort_keys=False, width=120)
             for folder, (comment, content) in read.items()
         }
-        wanted[README] = with_tables(
-            README, model_tables(folders) | {'archs': arch_table(), 'performance': performance_table()}
-        )
+        wanted[README] = with_tables(README, {'models': short_table(folders)})
+        wanted[ZOO] = with_tables(ZOO, model_tables(folders) | {'archs': arch_table()})
+        wanted[SPEED] = with_tables(SPEED, {'performance': performance_table()})
         wanted[ROADMAP] = with_tables(ROADMAP, {'roadmap': markdown_table()})
         pictures = {PICTURE: (points(folders), draw), ROADMAP_PICTURE: (figure_data(), draw_figure)}
         stale = [path for path, text in wanted.items() if path.read_text() != text]

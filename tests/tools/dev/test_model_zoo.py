@@ -1,4 +1,4 @@
-"""The model index, the README's tables and its picture, against the published figures."""
+"""The model index, the tables of README and docs, and their pictures, against the published figures."""
 
 import csv
 import functools
@@ -127,12 +127,27 @@ def test_model_index_is_sound():
 def test_tables_and_picture_belong_to_the_model_index(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / 'tools' / 'dev'))  # as for a script
     zoo = runpy.run_path(str(ROOT / 'tools' / 'dev' / 'model_zoo.py'))
-    folders, readme = {folder: metafile(folder) for folder in FOLDERS}, (ROOT / 'README.md').read_text()
-    tables = zoo['model_tables'](folders) | {'performance': zoo['performance_table']()}
-    assert zoo['with_tables'](ROOT / 'README.md', tables) == readme
+    folders = {folder: metafile(folder) for folder in FOLDERS}
+    for page, tables in (
+        ('README.md', {'models': zoo['short_table'](folders)}),
+        ('docs/reference/model_zoo.md', zoo['model_tables'](folders)),
+        ('docs/reference/benchmarks.md', {'performance': zoo['performance_table']()}),
+    ):
+        assert zoo['with_tables'](ROOT / page, tables) == (ROOT / page).read_text()
+    readme = (ROOT / 'README.md').read_text()
+    rows = re.findall(r'^\| \[.*\((configs/.*)\) \| (\d+K) \| ([\d.]+) \|', readme, re.M)
+    # Box AP of detectors, single-scale mIoU of segmentors, from the published tables.
+    assert rows == [
+        ('configs/mask_rcnn/convnext_t_3x_coco.py', '1K', '46.2'),
+        ('configs/cascade_mask_rcnn/convnext_t_3x_coco.py', '1K', '50.4'),
+        ('configs/cascade_mask_rcnn/convnext_b_3x_coco.py', '1K', '52.7'),
+        ('configs/upernet/convnext_t_512_160k_ade20k.py', '1K', '46.0'),
+        ('configs/upernet/convnext_b_in22k_640_160k_ade20k.py', '22K', '52.6'),
+    ]
     picture = (ROOT / 'docs' / 'model_zoo.svg').read_text()
     assert zoo['digest_of'](zoo['points'](folders)) in picture and len(picture) < 200_000
-    archs = readme[readme.index('<!-- archs') : readme.index('<!-- end of archs')]
+    page = (ROOT / 'docs' / 'reference' / 'model_zoo.md').read_text()
+    archs = page[page.index('<!-- archs') : page.index('<!-- end of archs')]
     assert set(ARCHS) == set(re.findall(r'^\| `(\w+)`', archs, re.M))
     isotropic = [row for row in PUBLISHED if 'isotropic' in row['method']]
     # Counted at 224x224 by an independent formula: 22,308,712 / 87,083,752 / 305,942,504 parameters.
@@ -150,6 +165,8 @@ def small_zoo(tmp_path_factory) -> Path:
         'tools/dev/model_zoo.py',
         'tools/dev/roadmap_figure.py',
         'docs/design/roadmap.md',
+        'docs/reference/model_zoo.md',
+        'docs/reference/benchmarks.md',
         'README.md',
         'tests/reference/published_results.csv',
         *(f'configs/{leaf}' for leaf in FEW),
@@ -183,12 +200,13 @@ def test_write_and_check(small_zoo, monkeypatch, capsys):
             return stop.code
         return capsys.readouterr().err.splitlines()[-1]
 
-    readme, picture = small_zoo / 'README.md', small_zoo / 'docs' / 'model_zoo.svg'
+    zoo, picture = small_zoo / 'docs' / 'reference' / 'model_zoo.md', small_zoo / 'docs' / 'model_zoo.svg'
     index = small_zoo / 'configs' / 'cascade_mask_rcnn' / 'metafile.yml'
     everything = ', '.join(
         [
             *(f'configs/{folder}/metafile.yml' for folder in FOLDERS),
             'README.md',
+            'docs/reference/model_zoo.md',
             'docs/model_zoo.svg',
             'docs/design/roadmap.svg',
         ]
@@ -199,11 +217,11 @@ def test_write_and_check(small_zoo, monkeypatch, capsys):
     drawn = picture.read_bytes()
     assert index.read_text().startswith('# a comment\nCollections:')
 
-    good = readme.read_text()
+    good = zoo.read_text()
     assert '| 739 | 738.3 | -0.09 % |' in good
-    readme.write_text(good.replace('| 738.3 |', '| 739.3 |'))
-    assert run('--check').startswith('error: README.md: not up to date')
-    assert run() == 'written: README.md' and readme.read_text() == good
+    zoo.write_text(good.replace('| 738.3 |', '| 739.3 |'))
+    assert run('--check').startswith('error: docs/reference/model_zoo.md: not up to date')
+    assert run() == 'written: docs/reference/model_zoo.md' and zoo.read_text() == good
 
     # A config that is not what its row says.
     indexed = index.read_text()
@@ -215,7 +233,7 @@ def test_write_and_check(small_zoo, monkeypatch, capsys):
 
     # A published figure that changes goes into tables and picture.
     index.write_text(indexed.replace('box AP: 46.3', 'box AP: 46.4'))
-    assert run('--check').startswith('error: README.md, docs/model_zoo.svg: not up to date')
+    assert run('--check').startswith('error: docs/reference/model_zoo.md, docs/model_zoo.svg: not up to date')
     index.write_text(indexed)
     picture.unlink()
     assert run() == 'written: docs/model_zoo.svg' and picture.read_bytes() == drawn, 'the same in each run'
@@ -235,5 +253,5 @@ def test_write_and_check(small_zoo, monkeypatch, capsys):
         run('--check'),
     )
     leaf.with_name('r18_3x_coco.py').rename(leaf)
-    readme.write_text(good.replace('<!-- archs:', '<!-- arch:'))
-    assert 'README.md has no markers for the table of archs' in run()
+    zoo.write_text(good.replace('<!-- archs:', '<!-- arch:'))
+    assert 'docs/reference/model_zoo.md has no markers for the table of archs' in run()

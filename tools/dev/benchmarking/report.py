@@ -53,7 +53,7 @@ def header_lines(result: dict[str, Any]) -> list[str]:
 def report(result: dict[str, Any]) -> str:
     """Return Markdown: what was run, where, and the table."""
     options = result['options']
-    parts = [_title(options), f'`{result["command"]}`']
+    parts = [f'# {_title(options)}', f'`{result["command"]}`']
     parts.append('\n'.join(f'- {line}' for line in (*header_lines(result), *_notes(result))))
     if options['command'] == 'profile':
         parts.append(operator_table(result['rows']))
