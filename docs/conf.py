@@ -1,8 +1,10 @@
 """Sphinx configuration of the documentation: ``make docs``. Building needs no network."""
 
+import io
 import os
-import subprocess
+import runpy
 import sys
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
 from docutils import nodes
@@ -35,22 +37,28 @@ nitpicky = True
 nitpick_ignore_regex = [(r'py:.*', r'(torch|mmengine|numpy|np)\b.*')]
 
 
+sys.path.insert(0, str(ROOT / 'tools'))  # as for the scripts there
+os.environ['COLUMNS'] = '100'  # width of help texts
+
+
 class CommandLine(SphinxDirective):
-    """What ``python ARGUMENTS --help`` prints."""
+    """What ``python ARGUMENTS --help`` prints. It runs in this process, which has imported the package already."""
 
     required_arguments = 1
     final_argument_whitespace = True
 
     def run(self) -> list[nodes.Node]:
-        done = subprocess.run(
-            [sys.executable, *self.arguments[0].split(), '--help'],
-            cwd=ROOT,
-            env=dict(os.environ, COLUMNS='100'),
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return [nodes.literal_block(done.stdout, done.stdout, language='text')]
+        is_module = self.arguments[0].startswith('-m ')
+        name, *options = self.arguments[0].removeprefix('-m ').split()
+        before, sys.argv = sys.argv, [Path(name).name, *options, '--help']
+        printed = io.StringIO()
+        with redirect_stdout(printed), suppress(SystemExit):
+            if is_module:
+                runpy.run_module(name, run_name='__main__')
+            else:
+                runpy.run_path(str(ROOT / name), run_name='__main__')
+        sys.argv = before
+        return [nodes.literal_block(printed.getvalue(), printed.getvalue(), language='text')]
 
 
 def setup(app: Sphinx) -> None:
