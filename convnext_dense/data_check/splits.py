@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -127,18 +128,45 @@ def splits_of(cfg: Config, name: str) -> tuple[list[Split], list[Finding]]:
     evaluators = [] if name == 'train' else as_list(cfg.get(f'{name}_evaluator'))
     splits, findings = [], []
     for key, settings in innermost_datasets(cfg[f'{name}_dataloader']['dataset'], f'{name}_dataloader.dataset'):
+        scope = cfg.get('default_scope') or 'mmengine'
         try:
-            dataset = _build_lazily(settings, cfg.get('default_scope') or 'mmengine')
+            kind = _class_of(settings, scope)
+            dataset = _build_lazily(settings, scope) if _builds_lazily(kind) else None
         except Exception as error:  # whatever a data set's constructor raises, such as mmseg for unknown classes
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             findings.append(Finding(key, f'the data set cannot be built: {reason}', f'correct {key}'))
             continue
-        if isinstance(dataset, BaseDataset):
-            splits.append(Split(name, key, settings, dataset, evaluators))
-        else:
-            what = f'{type(dataset).__name__} is no BaseDataset of mmengine, its data were not checked'
+        if dataset is None:
+            what = f'{kind.__name__} cannot be built without reading its data, so these were not checked'
             findings.append(Finding(key, what, fatal=False))
+        else:
+            splits.append(Split(name, key, settings, dataset, evaluators))
     return splits, findings
+
+
+def _class_of(settings: Mapping[str, Any], scope: str) -> type:
+    """Return the class of a data set.
+
+    Raises:
+        KeyError: No registry knows its name.
+    """
+    kind: Any = settings['type']
+    if isinstance(kind, type):
+        return kind
+    with DATASETS.switch_scope_and_registry(scope) as registry:
+        found = registry.get(kind)
+    if found is None:
+        raise KeyError(f'{kind} is not in the registry of data sets of {scope}')
+    return found
+
+
+def _builds_lazily(kind: type) -> bool:
+    """Return whether a class is mmengine's ``BaseDataset`` and takes the arguments that keep it from reading."""
+    if not issubclass(kind, BaseDataset):
+        return False
+    parameters = inspect.signature(kind).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return takes_any or {'lazy_init', 'pipeline'} <= set(parameters)
 
 
 def _build_lazily(settings: Mapping[str, Any], scope: str) -> Any:

@@ -11,6 +11,7 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import load_state_dict
 from torch import nn
 
+from convnext_dense.engine.finite import check_model
 from convnext_dense.engine.load_hook import fit_checkpoint
 from convnext_dense.errors import UserError
 from convnext_dense.weights.sources import load_from_convnext_dense
@@ -32,7 +33,7 @@ def load_model(cfg: Config, checkpoint: str) -> nn.Module:
 
     Raises:
         UserError: The config is of another toolkit, the checkpoint lacks tensors of the model or has them in other
-            shapes, or nothing names the classes.
+            shapes, its weights are NaN or infinite, or nothing names the classes.
     """
     scope = cfg.get('default_scope')
     if scope not in TOOLKITS:
@@ -47,6 +48,7 @@ def load_model(cfg: Config, checkpoint: str) -> nn.Module:
     fit_checkpoint(model, found, whole_model=True)
     state = {name.removeprefix('module.'): value for name, value in found.get('state_dict', found).items()}
     load_state_dict(model, state, strict=False)  # tensors of other parts, such as a training loss, are left out
+    check_model(model, f'the model of {checkpoint}')
     model.dataset_meta = class_meta(cfg, found)
     return model.eval()
 

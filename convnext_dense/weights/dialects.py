@@ -120,8 +120,8 @@ DIALECTS = (
             *_block('stages.{s}.{b}', 'dwconv', 'norm', 'pwconv1', 'pwconv2', 'gamma', ('grn.gamma', 'grn.beta')),
             _OUTPUT_NORM,
         ),
-        # norms.3 is DINOv3's second name for its final norm.
-        (r'(norm|norms\.3|head)\.(weight|bias)',),
+        # norms.3 is DINOv3's second name for its final norm; EUPE has norms and projectors of its distillation besides.
+        (r'(norm|norms\.\d|head)\.(weight|bias)', r'projectors\..*'),
         {'grn.gamma': _grn_4d, 'grn.beta': _grn_4d},
     ),
     # Ours and the official code for classification.

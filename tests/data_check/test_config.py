@@ -3,8 +3,10 @@
 import copy
 
 import pytest
+import torch
 from helpers import ROOT
 from mmengine.config import Config
+from mmengine.dataset import BaseDataset
 
 from convnext_dense.data_check.config import check_config, model_parts
 from convnext_dense.data_check.splits import splits_of
@@ -29,6 +31,33 @@ def read(path: str) -> Config:
 def check(cfg: Config, names=('train', 'val')) -> list[str]:
     splits = [split for name in names for split in splits_of(cfg, name)[0]]
     return [finding.sentence() for finding in check_config(cfg, splits)]
+
+
+class ReadsAtOnce(BaseDataset):
+    """A user's data set whose constructor takes what it needs and nothing else."""
+
+    def __init__(self, ann_file):
+        super().__init__(ann_file)
+
+
+class OfTorch(torch.utils.data.Dataset):
+    """A user's data set of another kind."""
+
+
+@pytest.mark.parametrize('kind', [ReadsAtOnce, OfTorch])
+def test_data_sets_of_other_kinds_are_left_to_the_user(kind):
+    cfg = read(UPERNET)
+    cfg.train_dataloader = dict(dataset=dict(type=kind, ann_file='no_such_file.json'))
+    splits, (finding,) = splits_of(cfg, 'train')
+    assert splits == [] and not finding.fatal
+    assert finding.what == f'{kind.__name__} cannot be built without reading its data, so these were not checked'
+
+
+def test_an_unknown_data_set_is_fatal():
+    cfg = read(UPERNET)
+    cfg.train_dataloader.dataset.type = 'NoSuchDataset'
+    splits, (finding,) = splits_of(cfg, 'train')
+    assert splits == [] and finding.fatal and 'NoSuchDataset is not in the registry of data sets' in finding.what
 
 
 def test_all_recipes_pass():

@@ -170,6 +170,16 @@ def test_a_partial_model_is_refused(lost, segmentor, tmp_path):
         Predictor(UPERNET, tmp_path / 'partial.pth', cfg_options=OPTIONS[UPERNET])
 
 
+def test_weights_that_are_not_finite_are_refused(segmentor, tmp_path):
+    path, _ = segmentor
+    checkpoint = torch.load(path)
+    name = 'backbone.stages.0.0.pwconv1.weight'
+    checkpoint['state_dict'][name][0, 0] = float('nan')
+    torch.save(checkpoint, tmp_path / 'nan.pth')
+    with pytest.raises(UserError, match=rf'NaN or infinite numbers in 1 of its \d+ tensors \({name}\)'):
+        Predictor(UPERNET, tmp_path / 'nan.pth', cfg_options=OPTIONS[UPERNET])
+
+
 def test_a_head_for_other_classes_is_refused(segmentor):
     path, _ = segmentor
     with pytest.raises(UserError, match='the checkpoint lacks 2 tensors of the model, or has them in other shapes'):

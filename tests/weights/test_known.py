@@ -217,3 +217,19 @@ def test_swap_writes_the_statistics_of_the_weights(weights, statistics):
     arch = 'base' if 'base' in weights else 'tiny'
     preprocessor = swap_backbone(cfg, arch, weights).model.data_preprocessor
     assert preprocessor.mean == list(statistics.mean) and preprocessor.std == list(statistics.std)
+
+
+def test_eupe_files_hold_further_parts(tmp_path):
+    """Projectors and norms of its distillation, which are no part of a backbone; a part of no known kind is refused."""
+    state = imagenet()['model']
+    for stage in range(4):
+        state |= {f'norms.{stage}.weight': torch.ones(8), f'norms.{stage}.bias': torch.zeros(8)}
+    state |= {'projectors.vit.mlp.0.weight': torch.ones(4, 8), 'projectors.vit.mlp.0.bias': torch.ones(4)}
+    path = tmp_path / 'EUPE-ConvNeXt-X.pt'
+    torch.save(state, path)
+    model = ConvNeXt(MICRO, init_cfg=dict(type='Pretrained', checkpoint=str(path)))
+    model.init_weights()
+    assert torch.equal(model.stages[0][0].pwconv1.weight, state['stages.0.0.pwconv1.weight'])
+    torch.save(state | {'adapters.0.weight': torch.ones(1)}, path)
+    with pytest.raises(UserError, match='adapters.0.weight'):
+        ConvNeXt(MICRO, init_cfg=dict(type='Pretrained', checkpoint=str(path))).init_weights()
