@@ -100,7 +100,12 @@ def run(*command: object, data: Path, cwd: Path, path: Path | None = None) -> st
 
 def test_content_of_the_wheel(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {name.split('/')[0] for name in names} == {'convnext_dense', 'convnext_dense-0.1.0.dist-info'}
+    assert {name.split('/')[0] for name in names} == {
+        'convnext_dense',
+        'convnext_dense-0.1.0.data',
+        'convnext_dense-0.1.0.dist-info',
+    }
+    assert [name for name in names if '.data/' in name] == ['convnext_dense-0.1.0.data/scripts/convnext-dense']
     assert {name for name in names if '/.mim/' in name} == {
         f'convnext_dense/.mim/{name}'
         for name in (

@@ -92,8 +92,9 @@ def find_backbones(tensors: Mapping[str, Tensor]) -> list[Backbone]:
 def _has_blocks(dialect: Dialect, pairs: list[tuple[str, str]]) -> bool:
     if dialect.family == STAGED:
         return any(ours.startswith('stages.') for ours, _ in pairs)
-    # `blocks.0.norm.weight` alone is a part of a stage in timm's layout.
-    return any(re.fullmatch(r'blocks\.\d+\.dwconv\.weight', ours) for ours, _ in pairs)
+    # Blocks alone are a stage in timm's layout, or a ConvNeXtSharedHead.
+    names = {ours for ours, _ in pairs}
+    return 'stem.weight' in names and any(re.fullmatch(r'blocks\.\d+\.dwconv\.weight', name) for name in names)
 
 
 def _pairs_by_prefix(dialect: Dialect, tensors: Mapping[str, Tensor]) -> dict[str, list[tuple[str, str]]]:
