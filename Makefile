@@ -21,7 +21,7 @@ demo: $(STAMP)
 	$(BIN)/python tools/demo.py $(DEMO_DIR) $(if $(filter-out 0,$(QUICK)),--quick)
 
 # Two processes side by side, since most tests use one core. The second takes every folder that the first does not name.
-FIRST_TESTS := tests/tools tests/export tests/engine tests/runtime tests/faults tests/data_check
+FIRST_TESTS := tests/tools tests/export tests/faults
 OTHER_TESTS := tests $(FIRST_TESTS:%=--ignore=%)
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 

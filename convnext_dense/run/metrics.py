@@ -86,9 +86,12 @@ def _metrics_of_no_detection(evaluator: Evaluator) -> dict[str, float] | None:
     mmdet_evaluation = sys.modules.get('mmdet.evaluation')  # imported if there is a CocoMetric
     if mmdet_evaluation is None:
         return None
+    coco_metric = mmdet_evaluation.CocoMetric
     metrics = {}
     for metric in evaluator.metrics:
-        if type(metric) is mmdet_evaluation.CocoMetric and not metric.format_only:  # subclasses use other names
+        # Subclasses that compute other metrics give them other names.
+        names_are_known = getattr(type(metric), 'compute_metrics', None) is coco_metric.compute_metrics
+        if names_are_known and not metric.format_only:
             for kind in metric.metrics:
                 for name in ('mAP', 'mAP_50', 'mAP_75'):
                     metrics[f'{metric.prefix}/{kind}_{name}'] = 0.0

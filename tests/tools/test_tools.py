@@ -110,6 +110,7 @@ def test_killed_training_resumes(digits, tmp_path):
     assert (tmp_path / 'epoch_3.pth').exists() and (tmp_path / 'metrics.json').exists()
 
 
+@pytest.mark.slow
 def test_official_detector_recipe_runs_without_a_gpu(official_names, tmp_path, tool):
     message, text = tool(
         'train',
