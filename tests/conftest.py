@@ -66,3 +66,9 @@ def logged(monkeypatch) -> list[str]:
     for module in ('models.loading', 'engine.load_hook', 'weights.sources'):
         monkeypatch.setattr(f'convnext_dense.{module}.print_log', lambda text, **_: lines.append(text))
     return lines
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests that fork first: torch refuses a backward pass in a child of a process that has run one."""
+    faults = ROOT / 'tests' / 'faults'
+    items.sort(key=lambda item: faults not in item.path.parents)
