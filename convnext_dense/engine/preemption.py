@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -20,6 +20,7 @@ from mmengine.device import get_device
 from mmengine.dist import all_reduce, barrier, is_distributed, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from torch.utils.data import DataLoader
 
 from convnext_dense.engine.checkpoints import DurableCheckpointHook
 from convnext_dense.engine.durable import write_durably
@@ -44,10 +45,7 @@ class SignalFlag:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside, the first signal is remembered, and the second has its ordinary effect.
-
-        Data workers inherit this: a signal to the whole group leaves them to load what the last iterations need.
-        """
+        """Inside, the first signal is remembered, and the second has its ordinary effect."""
         if threading.current_thread() is not threading.main_thread():  # Python lets the main thread alone listen
             yield
             return
@@ -66,6 +64,25 @@ class SignalFlag:
         os.kill(os.getpid(), number)
 
 
+class OwnGroup:
+    """Initialise a data worker in a process group of its own.
+
+    A signal to the group of the training, such as Ctrl-C, would end its data workers before it can save: torch's own
+    handler of SIGTERM does so. Workers end by themselves when their parent has ended.
+
+    Args:
+        init: What initialises the worker further.
+    """
+
+    def __init__(self, init: Callable[[int], None] | None) -> None:
+        self.init = init
+
+    def __call__(self, worker_id: int) -> None:
+        os.setpgid(0, 0)
+        if self.init is not None:
+            self.init(worker_id)
+
+
 class PreemptionHook(Hook):
     """Save and end with status 75 at the first iteration after a signal in any of the processes.
 
@@ -81,6 +98,10 @@ class PreemptionHook(Hook):
     def before_train(self, runner: Runner) -> None:
         if is_main_process():
             (Path(runner.work_dir) / PREEMPTED).unlink(missing_ok=True)
+        for loop in (runner.train_loop, runner.val_loop):
+            dataloader = getattr(loop, 'dataloader', None)
+            if isinstance(dataloader, DataLoader) and not isinstance(dataloader.worker_init_fn, OwnGroup):
+                dataloader.worker_init_fn = OwnGroup(dataloader.worker_init_fn)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         asked = self.flag.signal is not None
