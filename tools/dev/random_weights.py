@@ -10,12 +10,14 @@ from convnext_dense.export.proof import example_images
 
 CLASSIFIERS = ('rpn_cls', 'fc_cls', 'retina_cls', 'conv_cls', 'atss_cls', 'gfl_cls', 'conv_seg')
 
+REGRESSORS = tuple(f'{name}.weight' for name in ('rpn_reg', 'fc_reg', 'retina_reg', 'atss_reg', 'conv_reg'))
+
 
 def random_weights(model: nn.Module) -> nn.Module:
     """Give a model of mmdet or mmseg random weights that spread scores and boxes, and put it into ``eval()`` mode.
 
-    The refinement of RoIs is small, as in a trained detector. Large random ones would move the RoIs of a cascade so
-    wildly that the rounding of a runtime grows to 2e-4 of a score within three stages.
+    The refinement of anchors and RoIs is small, as in a trained detector. Large random ones make proposals of a tenth
+    of a pixel and move RoIs so wildly that rounding decides which of them are kept.
 
     Raises:
         UserError: No family of the export fits the model.
@@ -24,7 +26,7 @@ def random_weights(model: nn.Module) -> nn.Module:
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
             fan_in = parameter[0].numel()
-            gain = 0.1 if name.endswith('fc_reg.weight') else 1.4
+            gain = 0.1 if name.endswith(REGRESSORS) else 1.4
             parameter.data.normal_(0, gain / fan_in**0.5, generator=generator)
         else:
             parameter.data.add_(torch.empty_like(parameter).normal_(0, 0.1, generator=generator))
