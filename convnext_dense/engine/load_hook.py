@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from convnext_dense.engine.fsdp import is_sharded, state_of, whole_parameters
 from convnext_dense.engine.statistics import check_statistics
-from convnext_dense.engine.training_state import check_optimizer_fits, check_training_state
+from convnext_dense.engine.training_state import check_optimizer_fits, check_schedules_fit, check_training_state
 from convnext_dense.errors import UserError
 from convnext_dense.models.loading import FITTED, PretrainedModule
 from convnext_dense.weights.dialects import WRAPPED_MODULES
@@ -56,6 +56,7 @@ class ConvNeXtLoadHook(Hook):
         source = str(runner._load_from or '').removeprefix(SCHEME)
         if runner._resume:
             check_training_state(checkpoint, source, bool(getattr(runner, 'param_schedulers', None)))
+            check_schedules_fit(checkpoint, getattr(runner, 'param_schedulers', None), source)
             if isinstance(runner.optim_wrapper, OptimWrapper) and not is_sharded(runner.model):
                 check_optimizer_fits(runner.optim_wrapper.optimizer, checkpoint['optimizer'], source)
         facts = facts_of(source, checkpoint) if source else Known()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -90,6 +90,23 @@ def check_optimizer_fits(optimizer: torch.optim.Optimizer, state_dict: Mapping[s
                 f"the optimizer in {source} {have} {setting!r}, so it is of another kind than the config's {name}: "
                 'resume with the optimizer of the first run, or give the file as load_from, without --resume'
             )
+
+
+def check_schedules_fit(checkpoint: Mapping[str, Any], schedules: Any, source: str) -> None:
+    """Raise UserError if a checkpoint has another number of schedules than the run, of which some would be lost.
+
+    Args:
+        checkpoint: What the file holds.
+        schedules: ``runner.param_schedulers``; several optimizers have theirs by name, which are not compared.
+        source: Names the file in the message.
+    """
+    saved = checkpoint.get('param_schedulers')
+    if not isinstance(saved, list) or not isinstance(schedules, Sequence) or len(saved) == len(schedules):
+        return
+    raise UserError(
+        f'{source} holds the state of {len(saved)} schedules, param_scheduler of the config has {len(schedules)}: '
+        'resume with the schedules of the first run, or give the file as load_from, without --resume'
+    )
 
 
 def _kind(value: Any) -> str:

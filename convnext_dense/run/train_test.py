@@ -33,6 +33,7 @@ from convnext_dense.run.data import prepare_data
 from convnext_dense.run.machine import describe_operators, fit_to_machine
 from convnext_dense.run.metrics import MetricsHook, metrics_json, metrics_table
 from convnext_dense.run.options import DATA_VARIABLE, nested_dicts, read_config
+from convnext_dense.run.resume_settings import compare_settings
 from convnext_dense.run.watching import ProgressHook, add_trackers, memory_errors
 from convnext_dense.run.work_dir import (
     ReplaceHook,
@@ -241,6 +242,8 @@ def _run(
     runner._resume = start.resume
     runner._load_from = SCHEME + start.load_from if start.load_from else None  # read safely, from every source
     runner.message_hub.update_info(RESUMED_ITERATION, start.meta.get('iter', 0), resumed=False)
+    if start.resume:
+        start.notes += compare_settings(start.meta.get('cfg'), runner.cfg.pretty_text)
     if is_main_process():  # known only now
         print(*lines, *start.notes, sep='\n', flush=True)
     name_paths_in_errors(runner)
