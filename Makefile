@@ -14,7 +14,7 @@ QUICK ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow test-first test-others test-slow-first test-slow-others test-export test-mmcv test-versions docs \
+.PHONY: demo test test-slow test-first test-others test-slow-first test-slow-others test-export test-faults test-mmcv test-versions docs \
   install lint clean
 
 demo: $(STAMP)
@@ -45,6 +45,11 @@ test-slow-others: $(STAMP)
 
 test-export: $(STAMP)
 	$(BIN)/python -m pytest -m export
+
+# An hour and a half: random kills, full and read-only places, memory. The last result stays in docs/benchmarks/faults.json.
+test-faults: $(STAMP)
+	folder=$$(mktemp -d) && $(BIN)/python tools/dev/soak.py $$folder/soak --json docs/benchmarks/faults.json; \
+	  status=$$?; rm -rf $$folder; exit $$status
 
 # The provided operators against the compiled ones, in an environment of its own.
 test-mmcv:

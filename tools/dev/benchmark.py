@@ -21,6 +21,7 @@ SUBCOMMANDS = {
     'scaling': 'time and memory against image size and batch',
     'profile': 'where the time of a step goes, instead of how long it takes',
     'optimizer': 'time of an AdamW step under layer decay',
+    'protection': 'what the hooks that protect a training cost in a step',
     'loading': 'time and peak memory of loading weights',
 }
 
@@ -32,10 +33,10 @@ def build_parser() -> argparse.ArgumentParser:
     for name, summary in SUBCOMMANDS.items():
         subcommands[name] = subparsers.add_parser(name, help=summary, description=summary)
 
-    for name in ('model', 'whole-model'):
+    for name in ('model', 'whole-model', 'protection'):
         subcommands[name].add_argument('config', help='config file with a ConvNeXt as model.backbone')
     subcommands['scaling'].add_argument('--config', help='measure the whole model of this config')
-    for name in ('model', 'whole-model', 'scaling'):
+    for name in ('model', 'whole-model', 'scaling', 'protection'):
         _add_cfg_options(subcommands[name])
     for name in ('time', 'scaling', 'profile', 'optimizer'):
         subcommands[name].add_argument('--arch', default='tiny', help='arch of ConvNeXt, default tiny')
@@ -48,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
         subcommands[name].add_argument(
             '--drop-path', type=float, default=0.0, help='rate of stochastic depth in training'
         )
-    for name in ('time', 'model', 'whole-model', 'scaling', 'optimizer'):
+    for name in ('time', 'model', 'whole-model', 'scaling', 'optimizer', 'protection'):
         _add_rounds(subcommands[name])
     for name in ('time', 'model', 'whole-model', 'scaling'):
         _add_memory(subcommands[name])
