@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch._C import _autograd, _functorch
 from torch.autograd import forward_ad
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as torch_modules
 from torch.overrides import _get_current_function_mode_stack
+from torch.utils import _python_dispatch
 from torch.utils._device import DeviceContext
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from convnext_dense.models.fused_block import BlockParameters
 from convnext_dense.models.layers import GRN, DropPath
@@ -36,6 +36,16 @@ PART_CLASSES: dict[str, tuple[type[nn.Module], ...]] = {
     'drop_path': (DropPath,),
 }
 WITH_BIAS = ('dwconv', 'norm', 'pwconv1', 'pwconv2')
+# torch's dicts of hooks on every module, which it changes in place. Those on a registration are called in any case.
+GLOBAL_HOOKS: tuple[dict[int, Any], ...] = tuple(
+    value
+    for name, value in vars(torch_modules).items()
+    if name.startswith('_global_') and 'hooks' in name and 'registration' not in name
+)
+# Older versions of torch cannot be asked what records their operations: there the plain block runs.
+TORCH_CAN_BE_ASKED = hasattr(_autograd, '_top_saved_tensors_default_hooks') and hasattr(
+    _python_dispatch, 'is_in_torch_dispatch_mode'
+)
 PLAIN_TENSORS = (nn.Parameter, Tensor)  # FSDP puts tensors in the place of parameters
 
 
@@ -61,11 +71,11 @@ def _device_is_fused(block: nn.Module, x: Tensor) -> bool:
 
 def _operations_are_recorded() -> bool:
     """Whether a tracer, a transform or a counter must see the operations or the tensors of the plain block."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if not TORCH_CAN_BE_ASKED or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return True
-    if is_in_torch_dispatch_mode() or forward_ad._current_level >= 0:
+    if _python_dispatch.is_in_torch_dispatch_mode() or forward_ad._current_level >= 0:
         return True
-    if is_transformed() or _has_any_global_hook():
+    if is_transformed() or any(GLOBAL_HOOKS):
         return True
     for mode in _get_current_function_mode_stack():
         if not isinstance(mode, DeviceContext):  # torch.set_default_device records nothing

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 
 from convnext_dense.mmcv_ops import has_compiled_operators, mixed_distributions, operators_in_use
+from convnext_dense.models.fusion_rule import TORCH_CAN_BE_ASKED
 from convnext_dense.run.options import nested_dicts
 
 # Set to False in a config, or with --cfg-options, to keep mmcv's own RoIAlign on a CPU.
@@ -13,11 +15,13 @@ ROI_ALIGN_KEY = 'torchvision_roi_align'
 
 
 def describe_operators() -> list[str]:
-    """Say which operators mmcv runs, and, in a second line, whether its distributions overwrite each other."""
+    """Say which operators mmcv runs, whether its distributions overwrite each other, and whether torch is too old."""
     lines = [f"mmcv's operators are {operators_in_use()}"]
     mixture = mixed_distributions()
     if mixture is not None:
         lines.append(f'warning: {mixture}')
+    if not TORCH_CAN_BE_ASKED:
+        lines.append(f'torch {torch.__version__} is too old for the fused block: the plain one runs, which is slower')
     return lines
 
 

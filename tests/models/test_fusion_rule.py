@@ -536,3 +536,10 @@ def test_the_rule_names_what_the_formula_calls():
     """Every part that the plain formula takes is under the rule."""
     taken = set(inspect.signature(residual_branch).parameters) - {'x', 'gamma'}
     assert taken | {'drop_path'} == set(PART_CLASSES)
+
+
+def test_torch_that_cannot_be_asked_runs_plain(fused_calls, monkeypatch):
+    """As versions before 2.7, which lack what the rule looks into."""
+    monkeypatch.setattr('convnext_dense.models.fusion_rule.TORCH_CAN_BE_ASKED', False)
+    ConvNeXt(MICRO)(torch.randn(1, 3, 32, 32))
+    assert not fused_calls

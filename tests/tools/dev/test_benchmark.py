@@ -397,3 +397,13 @@ def test_published_files_name_commands_that_are_understood(benchmark):
         for name in names:
             assert getattr(options, name) == recorded[name], (path.name, name)
         assert options.config == recorded['config']
+
+
+def test_cost_of_the_hooks_in_a_step(benchmark, digits, monkeypatch):
+    monkeypatch.setenv('CONVNEXT_DENSE_DATA', str(digits))
+    options = ['train_dataloader.batch_size=2']
+    message, _, figures = benchmark('protection', MASK_RCNN, '--rounds', 2, '--warmup', 1, '--cfg-options', *options)
+    assert message is None
+    rows = figures['rows']
+    assert [len(rows[name]['seconds']) for name in ('with', 'without')] == [2, 2]
+    assert figures['ratio_of_minima'] == rows['with']['min'] / rows['without']['min']

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -90,8 +91,10 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> None:
     """
     hooks = [dict(type='StepStartHook'), dict(type='StepEndHook', steps=args.rounds, warmup=2 * args.warmup)]
     with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / 'config.py'
+        config.write_text(f'_base_ = [{str(Path(args.config).absolute())!r}]\ncustom_hooks = {hooks!r}\n')
         try:
-            train(args.config, cfg_options=[*args.cfg_options, f'custom_hooks={hooks!r}'], work_dir=folder)
+            train(str(config), cfg_options=args.cfg_options, work_dir=folder)
         except Enough:
             pass
         else:
