@@ -9,10 +9,10 @@ environment on the same machine installs it in seconds.
 """
 
 import argparse
-import importlib.metadata
 import os
 import platform
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -21,11 +21,11 @@ import tempfile
 import time
 from pathlib import Path
 
-# The two distributions share their import names: in one environment each overwrites files of the other.
-DISTRIBUTIONS = {
-    'mmcv': ('mmengine', 'mmcv', 'mmcv-lite', 'mmdet', 'mmsegmentation'),
-    'onedl-mmcv': ('onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection', 'onedl-mmsegmentation'),
-}
+ROOT = Path(__file__).resolve().parents[1]  # the repository, or .mim in an installed package
+PACKAGE = ROOT.parent if ROOT.name == '.mim' else ROOT / 'convnext_dense'
+# By its path: `make install` asks before the package is installed.
+KNOWN = runpy.run_path(str(PACKAGE / 'distributions.py'))
+DISTRIBUTIONS = {'mmcv': 'openmmlab', 'onedl-mmcv': 'onedl'}  # what can be built, and the set that it belongs to
 CHECK = 'import mmcv, mmcv._ext; print(mmcv.__version__)'
 
 
@@ -54,17 +54,15 @@ def cache_folder(dist: str, version: str) -> Path:
 
 
 def installed_version(dist: str) -> str | None:
-    try:
-        return importlib.metadata.version(dist)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    return KNOWN['installed']([dist]).get(dist)
 
 
 def refuse_mixture(dist: str) -> None:
     """Exit with one sentence when the other distribution is installed here."""
-    others = [
-        name for family, names in DISTRIBUTIONS.items() if family != dist for name in names if installed_version(name)
-    ]
+    others = []
+    for extra, versions in KNOWN['installed_sets']().items():
+        if extra != DISTRIBUTIONS[dist]:
+            others += versions
     if others:
         sys.exit(
             f'error: {", ".join(others)} and {dist} in one environment ({sys.prefix}) would overwrite each '
@@ -154,7 +152,7 @@ def main() -> None:
         '-c',
         '--constraints',
         type=Path,
-        default=Path(__file__).parents[1] / 'constraints.txt',
+        default=ROOT / 'constraints.txt',
         help='file that pins the version as NAME==VERSION',
     )
     args = parser.parse_args()

@@ -5,7 +5,6 @@ Nothing here imports torch, torchvision or mmcv before somebody asks for the mod
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -13,9 +12,9 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
+from convnext_dense.distributions import MMCV_DISTRIBUTIONS, installed
+
 EXTENSION = 'mmcv._ext'
-# All of these own the folder ``mmcv``.
-DISTRIBUTIONS = ('mmcv', 'mmcv-lite', 'onedl-mmcv')
 
 
 class ExtensionLoader(Loader):
@@ -63,7 +62,7 @@ def operators_in_use() -> str:
         if error.name != 'mmcv':
             raise
         return 'none: mmcv is not installed'
-    mmcv = ', '.join(f'{name} {version}' for name, version in installed(DISTRIBUTIONS).items()) or 'mmcv'
+    mmcv = ', '.join(f'{name} {version}' for name, version in installed(MMCV_DISTRIBUTIONS).items()) or 'mmcv'
     if spec is None:
         return f'none: {mmcv} has no compiled operators, and convnext_dense.mmcv_ops.install() was not called'
     if not isinstance(spec.loader, ExtensionLoader):
@@ -88,7 +87,7 @@ def mixed_distributions() -> str | None:
     pip does not refuse this. The one that was installed last has overwritten files of the other, and whichever is
     removed first takes the files of both along.
     """
-    found = installed(DISTRIBUTIONS)
+    found = installed(MMCV_DISTRIBUTIONS)
     if len(found) < 2:
         return None
     listed = ' and '.join(f'{name} {version}' for name, version in found.items())
@@ -96,14 +95,3 @@ def mixed_distributions() -> str | None:
         f'{listed} are installed in one environment and overwrite each other: '
         f'`pip uninstall -y {" ".join(found)}`, then install one of them'
     )
-
-
-def installed(names: Sequence[str]) -> dict[str, str]:
-    """Versions of those distributions that are installed here."""
-    versions = {}
-    for name in names:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
