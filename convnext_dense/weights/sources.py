@@ -31,6 +31,10 @@ from convnext_dense.weights.safe_reading import clause, only_safe_loading, read_
 
 FOLDER_VARIABLE = 'CONVNEXT_DENSE_WEIGHTS'
 
+# In the repository of a model; the first that is there.
+HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
+HUBS = ('hf-hub:', 'timm:')
+
 ENDINGS = ('', '.pth', '.pt', '.safetensors')
 
 # Of what is known about weights, in files that this package writes.
@@ -54,7 +58,7 @@ def facts_of(source: str, checkpoint: Any = None) -> Known:
     known = known_weights(source)
     if known == Known() and '://' not in source.removeprefix('https://').removeprefix('http://'):
         known = _facts_in_file(source, checkpoint)
-    if not known.licence and source.startswith(('hf-hub:', 'timm:')):
+    if not known.licence and source.startswith(HUBS):
         known = replace(known, licence=f'see the model card of {_hub_repository(source)}')
     return known
 
@@ -116,7 +120,7 @@ def check_source(source: str, what: str) -> None:
     if not (
         Path(source).expanduser().is_file()
         or '://' in source
-        or source.startswith(('hf-hub:', 'timm:'))
+        or source.startswith(HUBS)
         or source in official_files()
         or _in_folder(Path(source).name)
     ):
@@ -134,24 +138,49 @@ def fetch(source: str) -> Path:
     Raises:
         UserError: There is none, or it cannot be downloaded.
     """
+    if source.startswith(HUBS) and not Path(source).expanduser().is_file():
+        return _from_hub(source)
+    place = _file_or_url(source)
+    return place if isinstance(place, Path) else _download(place)
+
+
+def locate(source: str) -> Path | str | None:
+    """Where :func:`fetch` would take weights from; nothing is downloaded.
+
+    Args:
+        source: As in :func:`read`.
+
+    Returns:
+        The local file, downloaded ones too, or the URL to download; None for the schemes of mmengine.
+
+    Raises:
+        UserError: There is no such file, or a package is missing.
+    """
+    if source.startswith(HUBS) and not Path(source).expanduser().is_file():
+        return _file_or_url_in_hub(source)
+    if '://' in source and not source.startswith(('http://', 'https://')):
+        return None
+    place = _file_or_url(source)
+    if isinstance(place, str) and _downloaded(place).exists():
+        return _downloaded(place)
+    return place
+
+
+def _file_or_url(source: str) -> Path | str:
+    """The file of weights outside the hubs, or where to download it from."""
     path = Path(source).expanduser()
-    name = Path(urlsplit(source).path).name
     if path.is_file():
         return path
-    if source.startswith(('hf-hub:', 'timm:')):
-        return _from_hub(source)
-    if source in official_files():
-        source = official_files()[source]
-        name = Path(urlsplit(source).path).name
-    mirrored = _in_folder(name)
+    url = official_files().get(source, source)
+    mirrored = _in_folder(Path(urlsplit(url).path).name)
     if mirrored:
         return _checked(mirrored)
-    if not source.startswith(('http://', 'https://')):
+    if not url.startswith(('http://', 'https://')):
         raise UserError(
             f'there is no file {source}: check the path (working folder: {Path.cwd()}), or put it into a '
             f'folder and set {FOLDER_VARIABLE}=FOLDER'
         )
-    return _download(source, name)
+    return url
 
 
 def read(source: str, trust: bool = False, mmap: bool = True) -> Any:
@@ -220,13 +249,18 @@ def _checked(path: Path) -> Path:
     return path
 
 
-def _download(url: str, name: str) -> Path:
+def _downloaded(url: str) -> Path:
+    """The file of a URL in torch's own cache."""
+    return Path(torch.hub.get_dir()) / 'checkpoints' / Path(urlsplit(url).path).name
+
+
+def _download(url: str) -> Path:
     """Into torch's own cache; in a distributed run once a machine."""
-    path = Path(torch.hub.get_dir()) / 'checkpoints' / name
+    path = _downloaded(url)
     first = os.environ.get('LOCAL_RANK', '0') == '0'
     try:
         if first and not path.exists():
-            prefix = torch.hub.HASH_REGEX.search(name)
+            prefix = torch.hub.HASH_REGEX.search(path.name)
             _get(url, path, prefix[1] if prefix and len(prefix[1]) >= 8 else None)
     finally:
         barrier()
@@ -265,23 +299,47 @@ def _hub_repository(source: str) -> str:
 
 
 def _from_hub(source: str) -> Path:
-    repository = _hub_repository(source)
-    short = repository.split('/')[-1]
-    mirrored = _in_folder(f'{repository}/model', f'{repository}/pytorch_model.bin', short)
+    mirrored = _mirrored_of_hub(source)
     if mirrored:
         return mirrored
-    try:
-        import huggingface_hub as hub
-    except ImportError as error:
-        raise UserError(f'{source} needs huggingface_hub: pip install huggingface_hub safetensors') from error
+    repository = _hub_repository(source)
+    hub = _hub_package(source)
     try:
         try:
-            return Path(hub.hf_hub_download(repository, 'model.safetensors'))
+            return Path(hub.hf_hub_download(repository, HUB_FILES[0]))
         except hub.errors.EntryNotFoundError:
-            return Path(hub.hf_hub_download(repository, 'pytorch_model.bin'))
+            return Path(hub.hf_hub_download(repository, HUB_FILES[1]))
     except Exception as error:  # it raises what requests, httpx and the file system raise
+        short = repository.split('/')[-1]
         raise UserError(
-            f'model.safetensors of {source} could not be downloaded from https://huggingface.co/{repository} '
+            f'{HUB_FILES[0]} of {source} could not be downloaded from https://huggingface.co/{repository} '
             f'({clause(str(error)) or type(error).__name__}): get it on another machine, put it into a folder as '
             f'{short}.safetensors and set {FOLDER_VARIABLE}=FOLDER'
         ) from error
+
+
+def _file_or_url_in_hub(source: str) -> Path | str:
+    """The file of weights of a hub, downloaded ones too, or the page of its repository."""
+    mirrored = _mirrored_of_hub(source)
+    if mirrored:
+        return mirrored
+    repository = _hub_repository(source)
+    hub = _hub_package(source)
+    for name in HUB_FILES:
+        cached = hub.try_to_load_from_cache(repository, name)
+        if isinstance(cached, str):
+            return Path(cached)
+    return f'https://huggingface.co/{repository}'
+
+
+def _mirrored_of_hub(source: str) -> Path | None:
+    repository = _hub_repository(source)
+    return _in_folder(f'{repository}/model', f'{repository}/pytorch_model.bin', repository.split('/')[-1])
+
+
+def _hub_package(source: str) -> Any:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise UserError(f'{source} needs huggingface_hub: pip install huggingface_hub safetensors') from error
+    return huggingface_hub
