@@ -64,7 +64,7 @@ def __getattr__(name: str) -> Any:
         raise ModuleNotFoundError(
             f'convnext_dense.{name} needs {" and ".join(_MISSING)}, which is not installed; mmengine comes in two '
             "distributions: install one of the extras, pip install 'convnext-dense[openmmlab]' or "
-            "pip install 'convnext-dense[onedl]'",
+            "pip install 'convnext-dense[onedl]' (convnext-dense doctor says what else is missing)",
             name=_MISSING[0],
         )
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

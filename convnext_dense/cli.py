@@ -22,6 +22,7 @@ COMMANDS = {
     'swap-backbone': ('swap_backbone.py', 'put ConvNeXt under a config'),
     'convert-checkpoint': ('convert_checkpoint.py', 'write weights in another format'),
     'get-flops': ('get_flops.py', 'count parameters and FLOPs'),
+    'doctor': ('doctor.py', 'find out what would make a training fail'),
     'demo': ('demo.py', 'train two small models on built-in data'),
 }
 

@@ -197,7 +197,7 @@ def count(cfg: Config, shape: tuple[int, int] | None = None) -> Complexity:
         UserError: An operator has no rule, or the model cannot be run without values.
     """
     model = build_on_meta(cfg).eval()
-    return _count(model, _run_model, shape or image_shape(cfg))
+    return _count(model, run_forward, shape or image_shape(cfg))
 
 
 def count_classifier(arch: str, side: int) -> Complexity:
@@ -254,7 +254,7 @@ def _count(model: nn.Module, run: Callable[[Any, Tensor], Any], shape: tuple[int
     return Complexity(params, {part: counter.flops[part] for part in PARTS}, counter.attention, shape)
 
 
-def _run_model(model: nn.Module, image: Tensor) -> None:
+def run_forward(model: nn.Module, image: Tensor) -> None:
     """Run everything between the image and the outputs of the heads, at fixed numbers of RoIs."""
     if hasattr(model, 'roi_head'):
         _run_two_stages(model, image)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from convnext_dense.errors import UserError
+from convnext_dense.errors import DiagnosableError, UserError
 
 INSTALL_MMCV = "pip install 'mmcv-lite>=2.1,<2.2' (this package provides its operators)"
 # What a mixed environment says, and what repairs it.
@@ -43,7 +43,7 @@ def check_toolkit(scope: str) -> None:
         scope: Name of the toolkit's scope and module, such as 'mmdet'.
 
     Raises:
-        UserError: One of them cannot be imported, for a reason that the user can act on.
+        DiagnosableError: One of them cannot be imported, for a reason that the user can act on.
     """
     with install_errors():
         import mmcv
@@ -51,7 +51,7 @@ def check_toolkit(scope: str) -> None:
         try:
             importlib.import_module('mmcv._ext')
         except ImportError as error:
-            raise UserError(
+            raise DiagnosableError(
                 f'the compiled operators of mmcv {mmcv.__version__} do not go with this torch ({error}): '
                 f'`pip uninstall -y mmcv`, then {INSTALL_MMCV}'
             ) from error
@@ -62,10 +62,10 @@ def check_toolkit(scope: str) -> None:
 
 @contextmanager
 def install_errors() -> Iterator[None]:
-    """Turn the errors of a mixed environment into a UserError that says what repairs it.
+    """Turn the errors of a mixed environment into an error that says what repairs it.
 
     Raises:
-        UserError: Something inside has raised one of :data:`INSTALL_PROBLEMS`.
+        DiagnosableError: Something inside has raised one of :data:`INSTALL_PROBLEMS`.
     """
     try:
         yield
@@ -75,5 +75,5 @@ def install_errors() -> Iterator[None]:
         for pattern, repair in INSTALL_PROBLEMS:
             found = re.search(pattern, str(error), re.DOTALL)
             if found:
-                raise UserError(found.expand(repair)) from error
+                raise DiagnosableError(found.expand(repair)) from error
         raise

@@ -23,6 +23,7 @@ USERS_TOOLS = (
     'tools/demo.py',
     'tools/dist_test.sh',
     'tools/dist_train.sh',
+    'tools/doctor.py',
     'tools/export.py',
     'tools/get_flops.py',
     'tools/install_mmcv.py',

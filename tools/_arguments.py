@@ -31,9 +31,7 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Add what training and testing share, named as in mmdet's and mmseg's tools."""
-    parser.add_argument(
-        '--work-dir', help='folder for logs, checkpoints and metrics.json; default work_dirs/FOLDER/NAME of the config'
-    )
+    add_work_dir(parser)
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
@@ -41,6 +39,16 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         help='how several processes were started',
     )
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed.launch')
+    add_data_check(parser)
+
+
+def add_work_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--work-dir', help='folder for logs, checkpoints and metrics.json; default work_dirs/FOLDER/NAME of the config'
+    )
+
+
+def add_data_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--no-data-check',
         dest='data_check',

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from convnext_dense.data_check.findings import Finding
-from convnext_dense.errors import UserError
+from convnext_dense.errors import DiagnosableError
 
 REPORT = 'data_check.txt'
 SHOWN = 3  # fatal findings in the message, all of them are in the file
@@ -20,7 +20,7 @@ def report(findings: Sequence[Finding], folder: str | Path) -> None:
         folder: The work folder of the run; a report of an earlier run in it is removed.
 
     Raises:
-        UserError: A finding is fatal.
+        DiagnosableError: A finding is fatal.
     """
     path = Path(folder) / REPORT
     if not findings:
@@ -37,7 +37,7 @@ def report(findings: Sequence[Finding], folder: str | Path) -> None:
         return
     sentences = [' '.join(finding.sentence().split()) for finding in fatal[:SHOWN]]
     more = f'; and {len(fatal) - SHOWN} other problems' if len(fatal) > SHOWN else ''
-    raise UserError(
+    raise DiagnosableError(
         f'the data cannot be used as they are: {"; ".join(sentences)}{more}; everything is listed in {path}, and '
         '--no-data-check leaves this check out'
     )

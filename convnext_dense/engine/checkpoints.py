@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 from convnext_dense.engine.durable import write_durably
 from convnext_dense.engine.random_state import KEY as RANDOM_STATES
 from convnext_dense.engine.random_state import RandomStateHook
-from convnext_dense.errors import UserError
+from convnext_dense.errors import DiagnosableError
 
 BACKEND = 'convnext_dense_durable'
 POINTER = 'last_checkpoint'  # names the newest checkpoint of a work folder
@@ -37,7 +37,7 @@ class DurableBackend(LocalBackend):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_durably(path, obj)
         except OSError as error:
-            raise UserError(
+            raise DiagnosableError(
                 f'{path} could not be written ({error.strerror}): earlier checkpoints are as they were; make room or '
                 'permit writing, then go on with --resume'
             ) from error

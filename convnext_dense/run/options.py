@@ -13,7 +13,7 @@ from typing import Any
 
 from mmengine.config import Config, DictAction
 
-from convnext_dense.errors import UserError
+from convnext_dense.errors import DiagnosableError, UserError
 from convnext_dense.toolkits import install_errors
 
 DATA_VARIABLE = 'CONVNEXT_DENSE_DATA'
@@ -24,6 +24,8 @@ def errors_as_sentences() -> Iterator[None]:
     """End the program with one sentence and status 1 if the user can act; other errors keep their traceback."""
     try:
         yield
+    except DiagnosableError as error:
+        sys.exit(f'error: {error}\n`convnext-dense doctor CONFIG` checks this and what else a training needs')
     except UserError as error:
         sys.exit(f'error: {error}')
     except pickle.UnpicklingError as error:

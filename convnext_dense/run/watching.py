@@ -16,7 +16,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from convnext_dense.errors import UserError
+from convnext_dense.errors import DiagnosableError, UserError
 
 # mmengine's own backends: the type of each, and the package that it needs.
 TRACKERS = {
@@ -109,16 +109,16 @@ def memory_errors() -> Iterator[None]:
     """Turn running out of memory into a sentence with the arguments that help.
 
     Raises:
-        UserError: The GPU, or the machine, has no memory left.
+        DiagnosableError: The GPU, or the machine, has no memory left.
     """
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise UserError(_advice('the GPU', error)) from error
+        raise DiagnosableError(_advice('the GPU', error)) from error
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and not any(text in str(error) for text in CPU_MEMORY_ERRORS):
             raise
-        raise UserError(_advice('this machine', error)) from error
+        raise DiagnosableError(_advice('this machine', error)) from error
 
 
 def _advice(where: str, error: BaseException) -> str:

@@ -22,7 +22,7 @@ from convnext_dense.engine.checkpoints import POINTER, DurableCheckpointHook
 from convnext_dense.engine.durable import TEMPORARY
 from convnext_dense.engine.loops import ResumableEpochLoop, ResumableIterLoop
 from convnext_dense.engine.training_state import check_training_state
-from convnext_dense.errors import UserError
+from convnext_dense.errors import DiagnosableError, UserError
 from convnext_dense.run.options import nested_dicts
 from convnext_dense.weights.safe_reading import clause, read_file
 from convnext_dense.weights.sources import SCHEME, check_source, read
@@ -81,7 +81,7 @@ def claimed(work_dir: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = path.open('a+')
     except OSError as error:
-        raise UserError(
+        raise DiagnosableError(
             f'the work folder {folder} cannot be written to ({error.strerror}): give another --work-dir'
         ) from error
     with file:

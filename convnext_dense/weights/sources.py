@@ -17,7 +17,7 @@ from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 
 from convnext_dense.archs import TIMM_MODELS
-from convnext_dense.errors import UserError
+from convnext_dense.errors import DiagnosableError, UserError
 from convnext_dense.weights.known import (
     LICENCES,
     STATISTICS,
@@ -226,7 +226,7 @@ def _in_folder(*names: str) -> Path | None:
     if not folder:
         return None
     if not Path(folder).is_dir():
-        raise UserError(f'{FOLDER_VARIABLE}={folder} is no folder: correct or unset it')
+        raise DiagnosableError(f'{FOLDER_VARIABLE}={folder} is no folder: correct or unset it')
     paths = (Path(folder) / (name + ending) for name in names for ending in ENDINGS)
     return next((path for path in paths if path.is_file()), None)
 
@@ -276,7 +276,7 @@ def _get(url: str, path: Path, sha256: str | None) -> None:
     try:
         torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
     except (OSError, RuntimeError) as error:  # URLError and HTTPError are OSErrors, RuntimeError is another sha256
-        raise UserError(
+        raise DiagnosableError(
             f'{path.name} could not be downloaded from {url} ({error}): get it on another machine, put it '
             f'into a folder and set {FOLDER_VARIABLE}=FOLDER'
         ) from error
@@ -311,7 +311,7 @@ def _from_hub(source: str) -> Path:
             return Path(hub.hf_hub_download(repository, HUB_FILES[1]))
     except Exception as error:  # it raises what requests, httpx and the file system raise
         short = repository.split('/')[-1]
-        raise UserError(
+        raise DiagnosableError(
             f'{HUB_FILES[0]} of {source} could not be downloaded from https://huggingface.co/{repository} '
             f'({clause(str(error)) or type(error).__name__}): get it on another machine, put it into a folder as '
             f'{short}.safetensors and set {FOLDER_VARIABLE}=FOLDER'

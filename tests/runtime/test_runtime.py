@@ -234,7 +234,7 @@ except ImportError as error:
     assert missing == [
         f'convnext_dense.{name} needs torch and mmengine, which is not installed; mmengine comes in two '
         "distributions: install one of the extras, pip install 'convnext-dense[openmmlab]' or "
-        "pip install 'convnext-dense[onedl]'"
+        "pip install 'convnext-dense[onedl]' (convnext-dense doctor says what else is missing)"
         for name in convnext_dense.__all__
         if name not in there
     ]

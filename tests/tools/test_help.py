@@ -42,6 +42,7 @@ def test_all_tools_are_found():
         'convert_checkpoint.py',
         'dataset.py',
         'demo.py',
+        'doctor.py',
         'export.py',
         'get_flops.py',
         'install_mmcv.py',
@@ -61,7 +62,7 @@ def test_help_imports_nothing_heavy(name):
     assert 'argparse' in modules and not set(HEAVY) & set(modules)
 
 
-@pytest.mark.parametrize('options', [(), ('dataset',), ('dataset', 'convert'), ('train',)], ids=' '.join)
+@pytest.mark.parametrize('options', [(), ('dataset',), ('dataset', 'convert'), ('train',), ('doctor',)], ids=' '.join)
 def test_help_of_the_command(options):
     text, status, modules = help_of('tools/convnext-dense', *options)
     assert status == 0 and text.startswith(f'usage: {" ".join(("convnext-dense", *options))}')
