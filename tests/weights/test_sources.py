@@ -11,7 +11,7 @@ from mmengine.runner import CheckpointLoader
 from weights_helpers import MICRO, V2, fill, imagenet, isotropic_layout, official_layout, runner_of, zip_bytes
 
 from convnext_dense import ConvNeXt, ConvNeXtIsotropic, UserError
-from convnext_dense.weights.sources import check_source, fetch, official_files
+from convnext_dense.weights.sources import check_source, fetch, locate, official_files
 
 
 @pytest.fixture
@@ -238,6 +238,42 @@ def test_other_schemes_are_left_to_mmengine(tmp_path, monkeypatch):
     assert asked == ['s3://a/b.pth', 's3://a/c.pth']
     with pytest.raises(UserError, match='s3://a/gone.pth could not be read .*give a local copy'):
         ConvNeXt(MICRO, pretrained='s3://a/gone.pth').init_weights()
+
+
+@pytest.mark.parametrize(
+    'source, url',
+    [
+        ('convnext_tiny_1k_224', 'https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224.pth'),
+        ('https://x/y.pth', 'https://x/y.pth'),
+        ('hf-hub:someone/convnext', 'https://huggingface.co/someone/convnext'),
+        ('timm:convnext_tiny.fb_in1k', 'https://huggingface.co/timm/convnext_tiny.fb_in1k'),
+    ],
+)
+def test_where_weights_would_be_taken_from(source, url, tmp_path, folder, monkeypatch):
+    """The server, torch's cache, the hub's cache, the user's folder: each before the one that stands before it here."""
+    monkeypatch.setattr('torch.hub.get_dir', lambda: str(tmp_path / 'cache'))
+    monkeypatch.setattr('huggingface_hub.try_to_load_from_cache', lambda repository, name: None)
+    assert locate(source) == url
+    name = url.split('/')[-1]
+    if source.startswith(('hf-hub:', 'timm:')):
+        cached = tmp_path / 'hub' / name
+        monkeypatch.setattr(
+            'huggingface_hub.try_to_load_from_cache',
+            lambda repository, file: str(cached) if (repository, file) == (url[23:], 'pytorch_model.bin') else None,
+        )
+    else:
+        cached = tmp_path / 'cache/checkpoints' / name
+        cached.parent.mkdir(parents=True)
+        cached.write_text('')
+    assert locate(source) == cached
+    (folder / name).write_text('')
+    assert locate(source) == folder / name
+
+
+def test_sources_that_cannot_be_located(tmp_path):
+    assert locate('torchvision://resnet50') is None
+    with pytest.raises(UserError, match='there is no file gone.pth'):
+        locate('gone.pth')
 
 
 def test_check_source():
