@@ -20,7 +20,6 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from convnext_dense.data_check.loading_errors import name_paths_in_errors
-from convnext_dense.data_check.splits import innermost_datasets
 from convnext_dense.engine.durable import write_durably
 from convnext_dense.engine.finite import FiniteModelHook, FiniteStepsHook
 from convnext_dense.engine.inference_hook import PrepareForInferenceHook
@@ -29,10 +28,10 @@ from convnext_dense.engine.loops import RESUMED_ITERATION
 from convnext_dense.engine.preemption import PreemptionHook, SignalFlag, end_with_parent
 from convnext_dense.engine.random_state import RandomStateHook
 from convnext_dense.errors import UserError
-from convnext_dense.run.data import prepare_data
+from convnext_dense.run.data import check_paths, prepare_data
 from convnext_dense.run.machine import describe_operators, fit_to_machine
 from convnext_dense.run.metrics import MetricsHook, metrics_json, metrics_table
-from convnext_dense.run.options import DATA_VARIABLE, nested_dicts, read_config
+from convnext_dense.run.options import nested_dicts, read_config
 from convnext_dense.run.resume_settings import compare_settings
 from convnext_dense.run.watching import ProgressHook, add_trackers, memory_errors
 from convnext_dense.run.work_dir import (
@@ -106,9 +105,9 @@ def train(
             )
         cfg.auto_scale_lr.enable = True
     start = choose_start(cfg, config, resume, overwrite)
-    _check_data(cfg, 'train')
+    check_paths(cfg, 'train')
     if cfg.get('val_dataloader'):
-        _check_data(cfg, 'val')
+        check_paths(cfg, 'val')
     add_trackers(cfg, track)
     start.notes += [*use_durable_checkpoints(cfg), *use_resumable_loop(cfg, start)]
     flag = SignalFlag()
@@ -156,7 +155,7 @@ def test(
         _draw_into(cfg, Path(show_dir).absolute())
     if out:
         _keep_predictions(cfg, out)
-    _check_data(cfg, 'test')
+    check_paths(cfg, 'test')
     prepare_data(cfg, ('test',), launcher, check=data_check, decode=decode)
     return _run(cfg, launcher, 'test', Start(checkpoint))
 
@@ -271,23 +270,6 @@ def _run(
         )
     print(f'\n{metrics_table(kept.metrics)}\n\nwritten to {path}')
     return {key: float(value) for key, value in kept.metrics.items()}
-
-
-def _check_data(cfg: Config, split: str) -> None:
-    """Raise UserError unless every local file and folder of a split exists, before a model is built."""
-    for _, dataset in innermost_datasets(cfg[f'{split}_dataloader']['dataset']):
-        root = dataset.get('data_root') or ''
-        sources = [dataset.get('ann_file'), *(dataset.get('data_prefix') or {}).values()]
-        for source in sources:
-            if not source or '://' in f'{root}{source}':
-                continue
-            path = Path(root) / source
-            if not path.exists():
-                raise UserError(
-                    f'the {split} data {path} do not exist: set {DATA_VARIABLE}=FOLDER, the folder that holds '
-                    'coco/ and ade/, or --cfg-options data_root=FOLDER; the README says how data are laid out and '
-                    'how convnext_dense.sample_data makes a small set to try'
-                )
 
 
 def _draw_into(cfg: Config, folder: Path) -> None:

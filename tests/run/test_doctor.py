@@ -430,9 +430,19 @@ def a_head_of_other_classes(fault):
     return fault.training('model.roi_head.bbox_head.num_classes=7')
 
 
-@case(training.data, 'problem', 'instances_train2017.json', '')
+@case(training.data, 'problem', 'instances_train2017.json do not exist', 'set CONVNEXT_DENSE_DATA=FOLDER')
 def data_that_are_not_there(fault):
     return fault.training('data_root=gone')
+
+
+@case(training.data, 'problem', 'instances_train2017.json', 'write the file again')
+def annotations_that_cannot_be_read(fault):
+    annotations = fault.folder / 'coco/annotations'
+    annotations.mkdir(parents=True)
+    for split in ('train', 'val'):
+        (fault.folder / f'coco/{split}2017').mkdir()
+        (annotations / f'instances_{split}2017.json').write_text('{"images": [')
+    return fault.training(f'data_root={fault.folder}/coco/')
 
 
 def weights_of(fault: Fault, source: str) -> tuple[training.Training]:
@@ -458,7 +468,7 @@ def a_web_page_as_weights(fault):
 @case(
     training.weights,
     'problem',
-    'http://127.0.0.1:9/weights.pth cannot be reached',
+    'http://127.0.0.1:9/weights.pth is not on this machine, and its server does not give it',
     'export CONVNEXT_DENSE_WEIGHTS=FOLDER',
 )
 def a_server_that_does_not_answer(fault):

@@ -18,6 +18,7 @@ from convnext_dense.data_check.config import check_config
 from convnext_dense.data_check.findings import Finding
 from convnext_dense.data_check.splits import Split, splits_of
 from convnext_dense.errors import UserError
+from convnext_dense.run.data import check_paths
 from convnext_dense.run.doctor import machine
 from convnext_dense.run.doctor.diagnosis import Diagnosis, gigabytes, note, ok, problem, problem_of
 from convnext_dense.run.doctor.estimate import Sizes, image_size, measure, number_of_checkpoints
@@ -123,9 +124,11 @@ def data(training: Training) -> Iterator[Diagnosis]:
     if not training.data_check or any(finding.fatal for finding in training.findings):
         return
     names = [name for name in SPLITS if training.cfg.get(f'{name}_dataloader')]
+    for name in names:
+        check_paths(training.cfg, name)
     findings = check_data(training.cfg, names, decode=training.decode)
     new = [finding for finding in findings if finding not in training.findings]
-    yield from map(_of_finding, new)
+    yield from dict.fromkeys(map(_of_finding, new))
     if not any(finding.fatal for finding in new):
         yield ok(f'the {" and ".join(names)} data can be used')
 
@@ -178,7 +181,7 @@ def _weights_of(source: str) -> Diagnosis:
     reason = why_not_reachable(place)
     if reason:
         return problem(
-            f'{source} is not on this machine, and {place} cannot be reached ({reason})',
+            f'{source} is not on this machine, and its server does not give it ({reason})',
             'the training ends when it loads them',
             'get the file on another machine, put it into a folder and export CONVNEXT_DENSE_WEIGHTS=FOLDER; or train '
             'from random weights: --cfg-options model.backbone.init_cfg=None',
