@@ -25,7 +25,7 @@ def errors_as_sentences() -> Iterator[None]:
     try:
         yield
     except DiagnosableError as error:
-        sys.exit(f'error: {error}\n`convnext-dense doctor CONFIG` checks this and what else a training needs')
+        sys.exit(f'error: {error}; `convnext-dense doctor CONFIG` checks this and what else a training needs')
     except UserError as error:
         sys.exit(f'error: {error}')
     except pickle.UnpicklingError as error:

@@ -828,5 +828,5 @@ def test_the_tools_name_the_doctor():
     with pytest.raises(SystemExit) as stop, errors_as_sentences():
         raise DiagnosableError('no network: get the file')
     assert stop.value.code == (
-        'error: no network: get the file\n`convnext-dense doctor CONFIG` checks this and what else a training needs'
+        'error: no network: get the file; `convnext-dense doctor CONFIG` checks this and what else a training needs'
     )
