@@ -276,4 +276,4 @@ def import_error() -> Exception | None:
 
 
 # In the order in which they run.
-CHECKS = (toolkit_set, requirements, pairs, operators, duplicates)
+CHECKS = (toolkit_set, requirements, pairs, duplicates, operators)
