@@ -123,8 +123,8 @@ PATTERNS: tuple[tuple[str, Statistics, str], ...] = (
     (r'dinov3[-_]convnext[-_](?P<arch>tiny|small|base|large)[-_]pretrain[-_]lvd1689m', IMAGENET, 'dinov3-license'),
     # facebook/EUPE-ConvNeXt-T, EUPE-ConvNeXt-T.pt
     (r'eupe[-_]convnext[-_](?P<arch>tiny|small|base|t|s|b)', IMAGENET, 'fair-noncommercial-research-license'),
-    # laion/CLIP-convnext_base_w-laion2B-s13B-b82K and the like; their licence stands in the model card.
-    (r'clip-convnext_(?P<arch>base|large|xxlarge)(_w|_d)?(_320)?[-.]laion.*', CLIP, ''),
+    # laion/CLIP-convnext_base_w-laion2B-s13B-b82K and the like; licence: their model cards.
+    (r'clip-convnext_(?P<arch>base|large|xxlarge)(_w|_d)?(_320)?[-.]laion.*', CLIP, 'mit'),
     # facebook/convnext-tiny-224, facebook/convnextv2-tiny-1k-224
     (r'convnext-(?P<arch>tiny|small|base|large|xlarge)-\d+(-22k)?(-1k)?', IMAGENET, ''),
     (r'convnextv2-(?P<arch>atto|femto|pico|nano|tiny|base|large|huge)-(1k|22k)-\d+', IMAGENET, ''),

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,8 @@ from convnext_dense.weights.safe_reading import clause, only_safe_loading, read_
 
 FOLDER_VARIABLE = 'CONVNEXT_DENSE_WEIGHTS'
 
-# In the repository of a model; the first that is there.
-HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
+# In the repository of a model, the first that is there: of timm and transformers, and of open_clip.
+HUB_FILES = ('model.safetensors', 'pytorch_model.bin', 'open_clip_model.safetensors', 'open_clip_pytorch_model.bin')
 HUBS = ('hf-hub:', 'timm:')
 
 ENDINGS = ('', '.pth', '.pt', '.safetensors')
@@ -305,14 +306,15 @@ def _from_hub(source: str) -> Path:
     repository = _hub_repository(source)
     hub = _hub_package(source)
     try:
-        try:
-            return Path(hub.hf_hub_download(repository, HUB_FILES[0]))
-        except hub.errors.EntryNotFoundError:
-            return Path(hub.hf_hub_download(repository, HUB_FILES[1]))
+        *first_files, last_file = HUB_FILES
+        for file in first_files:
+            with suppress(hub.errors.EntryNotFoundError):
+                return Path(hub.hf_hub_download(repository, file))
+        return Path(hub.hf_hub_download(repository, last_file))
     except Exception as error:  # it raises what requests, httpx and the file system raise
         short = repository.split('/')[-1]
         raise DiagnosableError(
-            f'{HUB_FILES[0]} of {source} could not be downloaded from https://huggingface.co/{repository} '
+            f'the weights of {source} could not be downloaded from https://huggingface.co/{repository} '
             f'({clause(str(error)) or type(error).__name__}): get it on another machine, put it into a folder as '
             f'{short}.safetensors and set {FOLDER_VARIABLE}=FOLDER'
         ) from error
@@ -334,7 +336,8 @@ def _file_or_url_in_hub(source: str) -> Path | str:
 
 def _mirrored_of_hub(source: str) -> Path | None:
     repository = _hub_repository(source)
-    return _in_folder(f'{repository}/model', f'{repository}/pytorch_model.bin', repository.split('/')[-1])
+    files = [f'{repository}/{file}' for file in HUB_FILES]
+    return _in_folder(f'{repository}/model', *files, repository.split('/')[-1])
 
 
 def _hub_package(source: str) -> Any:

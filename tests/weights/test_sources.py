@@ -146,7 +146,7 @@ def test_isotropic_files_by_name(source, folder, logged):
         ),
         (
             'hf-hub:a/b',
-            'model.safetensors of hf-hub:a/b could not be downloaded from https://huggingface.co/a/b .*put it',
+            'the weights of hf-hub:a/b could not be downloaded from https://huggingface.co/a/b .*put it',
         ),
         ('timm:convnext_nonesuch', 'does not say which weights of that model'),
     ],
