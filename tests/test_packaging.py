@@ -139,7 +139,10 @@ data = dict(metainfo=dict(classes=('person', 'bicycle', 'car')))
 heads = [dict(head, num_classes=3) for head in _base_.model.roi_head.bbox_head]
 model = dict(backbone=dict(arch='atto', init_cfg=None), neck=dict(in_channels=[40, 80, 160, 320]),
              roi_head=dict(bbox_head=heads, mask_head=dict(num_classes=3)), test_cfg=dict(rpn=dict(max_per_img=20)))
-train_dataloader = val_dataloader = test_dataloader = dict(dataset=data)
+val_dataloader = test_dataloader = dict(dataset=data)
+load, annotations, flip = _base_.train_pipeline[:3]
+pipeline = [load, annotations, dict(type='Resize', scale=(160, 128)), flip, _base_.train_pipeline[-1]]
+train_dataloader = dict(dataset=dict(pipeline=pipeline, **data))
 train_cfg = dict(max_epochs=1)
 """)
     text = run(
@@ -198,6 +201,24 @@ def test_toolkits_own_train_script(toolkit, leaf, options, digits, official_name
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'toolkit, base, options',
+    [
+        ('mmdet', 'mask_rcnn/convnext_digits.py', QUICK_DET),
+        ('mmseg', 'upernet/convnext_digits.py', QUICK_SEG),
+    ],
+)
+def test_toolkits_own_train_script_with_variables_of_a_base(toolkit, base, options, digits, tmp_path):
+    """Their transforms are found, although mmengine looks for them in the scope convnext_dense."""
+    (tmp_path / 'leaf.py').write_text(f"""_base_ = __import__('convnext_dense') and 'convnext_dense::{base}'
+train_dataloader = dict(dataset=dict(pipeline=[*_base_.train_pipeline]))
+""")
+    script = Path(__import__(toolkit).__file__).parent / '.mim/tools/train.py'
+    text = run(script, 'leaf.py', '--work-dir', 'work', '--cfg-options', *options, data=digits, cwd=tmp_path, path=ROOT)
+    assert 'coco/bbox_mAP' in text or 'mIoU: ' in text
+
+
 def test_no_extra_brings_a_second_opencv_or_older_packages():
     """What uv resolves for all extras of users together, with the constraints and without."""
     config = configparser.ConfigParser()

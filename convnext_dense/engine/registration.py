@@ -34,6 +34,7 @@ from convnext_dense.engine.layer_decay import ConvNeXtLayerDecayConstructor
 from convnext_dense.engine.load_hook import ConvNeXtLoadHook
 from convnext_dense.engine.loops import ResumableEpochLoop, ResumableIterLoop
 from convnext_dense.engine.random_state import RandomStateHook, SeededBatchSampler, SeededDataset
+from convnext_dense.engine.scope import SCOPE, ScopeOfConfigs
 from convnext_dense.models.adapters import ConvNeXtSharedHead, FeatureBatchNorm, PyramidAdapter
 from convnext_dense.models.convnext import ConvNeXt
 from convnext_dense.models.isotropic import ConvNeXtIsotropic
@@ -41,8 +42,6 @@ from convnext_dense.models.roadmap import ConvNeXtRoadmap
 from convnext_dense.models.simple_feature_pyramid import SimpleFeaturePyramid
 from convnext_dense.weights.safe_reading import allow_mmengine_checkpoints
 from convnext_dense.weights.sources import SCHEME, SHORT_NAME, load_from_convnext_dense
-
-SCOPE = 'convnext_dense'
 
 
 def register_all() -> None:
@@ -100,13 +99,10 @@ def register_classes() -> None:
 
 
 def register_scope() -> None:
-    """Give mmengine the scope ``convnext_dense``, in which the root registries answer.
-
-    A config that inherits from ``convnext_dense::...`` is built in it.
-    """
+    """Give mmengine the scope ``convnext_dense``: what a config takes from ``convnext_dense::...`` is built in it."""
     for registry in list(vars(root).values()):
         if isinstance(registry, Registry) and SCOPE not in registry.children:
-            Registry(registry.name, parent=registry, scope=SCOPE)
+            ScopeOfConfigs(registry.name, parent=registry, scope=SCOPE)
 
 
 def register_weight_sources() -> None:

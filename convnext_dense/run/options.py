@@ -13,6 +13,7 @@ from typing import Any
 
 from mmengine.config import Config, DictAction
 
+from convnext_dense.engine.scope import SCOPE
 from convnext_dense.errors import DiagnosableError, UserError
 from convnext_dense.toolkits import install_errors
 
@@ -57,6 +58,10 @@ def read_config(path: str, cfg_options: Sequence[str] = ()) -> Config:
         # cfg._cfg_dict: a Config does not let its own dict be exchanged.
         cfg.merge_from_dict(_moved(cfg._cfg_dict.to_dict(), old_root, new_root))
     cfg.merge_from_dict(changes)
+    # What a config takes from a base `convnext_dense::...` belongs to the toolkit of the config.
+    for part in nested_dicts(cfg._cfg_dict):
+        if part.get('_scope_') == SCOPE:
+            del part['_scope_']
     return cfg
 
 

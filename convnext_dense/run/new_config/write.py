@@ -128,7 +128,7 @@ def _our_base(recipe: str, arch: str, facts: DataFacts) -> Base:
         labels, wanted = ('label maps', 'upernet') if facts.is_segmentation else ('objects', 'mask_rcnn or faster_rcnn')
         raise UserError(f'{facts.root} holds {labels}, {recipe} does not learn from them: give --recipe {wanted}')
     config = recipe_config(recipe, arch)
-    # By its path: what is taken from a base `convnext_dense::...` by `_base_.` would be looked up in that scope alone.
+    # By its path: tools of mmdet and mmseg, which do not import this package, find it too.
     line = f"__import__('convnext_dense').__path__[0] + '/.mim/configs/{config}'"
     return Base(Config.fromfile(CONFIGS / config), line, is_ours=True)
 
