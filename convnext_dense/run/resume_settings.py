@@ -19,7 +19,9 @@ CHECKPOINT_COUNTS = (
     'randomness.seed',
 )
 # Where a run is, what it writes to its log and what names it: not settings of the training.
-NOT_COMPARED = ('work_dir', 'load_from', 'resume', 'launcher', 'log_level', 'experiment_name', 'local_rank')
+NOT_COMPARED = (
+    'work_dir', 'load_from', 'resume', 'launcher', 'log_level', 'experiment_name', 'local_rank', 'visualizer'
+)  # fmt: skip
 LONGEST_VALUE = 36  # characters
 MISSING = '(not set)'
 

@@ -33,7 +33,7 @@ from convnext_dense.run.machine import describe_operators, fit_to_machine
 from convnext_dense.run.metrics import MetricsHook, metrics_json, metrics_table
 from convnext_dense.run.options import nested_dicts, read_config
 from convnext_dense.run.resume_settings import compare_settings
-from convnext_dense.run.watching import ProgressHook, add_trackers, memory_errors
+from convnext_dense.run.watching import ProgressHook, add_trackers, memory_errors, use_own_visualizer
 from convnext_dense.run.work_dir import (
     ReplaceHook,
     Start,
@@ -246,6 +246,7 @@ def _run(
     if is_main_process():  # known only now
         print(*lines, *start.notes, sep='\n', flush=True)
     name_paths_in_errors(runner)
+    use_own_visualizer(cfg)
     kept = MetricsHook()
     runner.register_hook(kept)
     attach_load_hook(runner, whole_model=task == 'test')

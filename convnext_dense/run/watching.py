@@ -15,6 +15,7 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
 
 from convnext_dense.errors import DiagnosableError, UserError
 
@@ -55,6 +56,25 @@ def add_trackers(cfg: Config, names: Sequence[str]) -> None:
         backends = list(cfg.visualizer.get('vis_backends') or [dict(type='LocalVisBackend')])
         if all(backend['type'] != type_name for backend in backends):
             cfg.visualizer.vis_backends = [*backends, dict(type=type_name)]
+
+
+def use_own_visualizer(cfg: Config) -> None:
+    """Give the visualizer of a run a name that no run of this process has had.
+
+    mmengine keeps one visualizer per name and process: a second run with the same name would write its scalars and
+    pictures into the folder of the first one.
+
+    Args:
+        cfg: Changed in place, only where the name is taken. A visualizer without a name gets the runner's.
+    """
+    visualizer: Any = cfg.get('visualizer') or {}
+    name = visualizer.get('name')
+    if name is None:
+        return
+    number = 1
+    while Visualizer.check_instance_created(visualizer.name):
+        number += 1
+        visualizer.name = f'{name}_{number}'
 
 
 class ProgressHook(Hook):

@@ -5,11 +5,9 @@ import pickle
 import re
 import shutil
 import subprocess
-from collections import OrderedDict
 
 import numpy as np
 import pytest
-from mmengine.visualization import Visualizer
 from new_config_data import write_label_maps, write_objects
 from PIL import Image
 
@@ -144,9 +142,7 @@ PARTS = ('result', 'classes', 'confusion', 'best', 'worst', 'curves', 'settings'
 
 @pytest.mark.slow
 @pytest.mark.parametrize('recipe', ['mask_rcnn', 'upernet'])
-def test_page_of_a_training(recipe, tmp_path, monkeypatch):
-    # mmengine keeps one visualizer per name and process, which would write into the folder of an earlier training.
-    monkeypatch.setattr(Visualizer, '_instance_dict', OrderedDict())
+def test_page_of_a_training(recipe, tmp_path):
     data = write_label_maps(tmp_path) if recipe == 'upernet' else write_objects(tmp_path)
     new_config(data, recipe=recipe, arch='atto', weights='none', out=tmp_path / 'config.py')
     length = (

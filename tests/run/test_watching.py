@@ -1,11 +1,17 @@
 """Trackers, the progress bar, and out-of-memory errors."""
 
+import json
+
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import VISUALIZERS
+from mmengine.visualization import Visualizer
 
 from convnext_dense.errors import UserError
-from convnext_dense.run.watching import add_trackers, memory_errors, progress_line
+from convnext_dense.run.watching import add_trackers, memory_errors, progress_line, use_own_visualizer
+
+LOCAL = dict(type='LocalVisBackend')
 
 
 def test_trackers_are_added_to_what_is_there(monkeypatch):
@@ -30,6 +36,27 @@ def test_trackers_that_cannot_be_used(monkeypatch):
     monkeypatch.setattr('importlib.util.find_spec', lambda name: object())
     with pytest.raises(UserError, match='the config has no visualizer'):
         add_trackers(Config(dict(model={})), ['wandb'])
+
+
+def test_second_run_has_a_visualizer_of_its_own(tmp_path):
+    """With mmengine's own name for all of them, the scalars of every run went into the folder of the first one."""
+    for number in range(3):
+        cfg = Config(dict(visualizer=dict(type='Visualizer', name='one name', vis_backends=[LOCAL])))
+        use_own_visualizer(cfg)
+        assert cfg.visualizer.name == ('one name', 'one name_2', 'one name_3')[number]
+        visualizer = VISUALIZERS.build(dict(cfg.visualizer, save_dir=str(tmp_path / str(number))))
+        visualizer.add_scalar('loss', number, step=0)
+        assert Visualizer.get_current_instance() is visualizer, 'which the hooks of the toolkits take'
+        visualizer.close()
+    written = [path.read_text() for path in sorted(tmp_path.rglob('scalars.json'))]
+    assert [json.loads(text)['loss'] for text in written] == [0, 1, 2]
+
+
+@pytest.mark.parametrize('cfg', [dict(), dict(visualizer=None), dict(visualizer=dict(type='Visualizer'))])
+def test_visualizer_without_a_name_gets_that_of_the_runner(cfg):
+    changed = Config(cfg)
+    use_own_visualizer(changed)
+    assert changed.to_dict() == cfg
 
 
 def test_progress_line():

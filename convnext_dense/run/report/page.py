@@ -24,8 +24,10 @@ from convnext_dense.swap.diff import differences, table
 
 NUM_IMAGES = 4  # of the best ones, and of the worst
 MAX_CLASSES = 40  # in a picture of a confusion matrix
-# Settings that every data set and machine changes.
-NOT_COMPARED = ('work_dir', 'launcher', 'resume', 'load_from', 'train_pipeline', 'test_pipeline', 'metainfo')
+# Settings that every data set, machine and run changes.
+NOT_COMPARED = (
+    'work_dir', 'launcher', 'resume', 'load_from', 'train_pipeline', 'test_pipeline', 'metainfo', 'visualizer'
+)  # fmt: skip
 
 
 def write_report(work_dir: Path, out: Path | None = None, compare: Path | None = None) -> Path:
