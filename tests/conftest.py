@@ -2,12 +2,10 @@
 
 import runpy
 import sys
-from collections import OrderedDict
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
-from mmengine.visualization import Visualizer
+from helpers import ROOT, without_page
 
 
 @pytest.fixture(scope='session')
@@ -45,10 +43,8 @@ def tool(monkeypatch, capsys):
 
     def run(name: str, *args: object, data: Path | str = 'no_such_folder'):
         monkeypatch.setenv('CONVNEXT_DENSE_DATA', str(data))
-        monkeypatch.setattr(sys, 'argv', [f'tools/{name}.py', *map(str, args)])
+        monkeypatch.setattr(sys, 'argv', [f'tools/{name}.py', *map(str, without_page(name, args))])
         monkeypatch.syspath_prepend(str(ROOT / 'tools'))  # as for a script
-        # One visualizer a process: mmdet's hook takes the last one made, which may be mmseg's.
-        monkeypatch.setattr(Visualizer, '_instance_dict', OrderedDict())
         message = None
         try:
             runpy.run_path(str(ROOT / 'tools' / f'{name}.py'), run_name='__main__')

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -10,10 +11,15 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def without_page(tool: str, args: Sequence[object]) -> list[object]:
+    """Arguments of a tool; ``train.py`` without the page at its end, which tests the checkpoint in a process more."""
+    return ['--no-report', *args] if tool == 'train' else list(args)
+
+
 def start(name: str, *args: object, data: Path) -> subprocess.Popen:
     """Start ``python tools/NAME.py ARGS`` as a user would."""
     return subprocess.Popen(
-        [sys.executable, str(ROOT / 'tools' / f'{name}.py'), *map(str, args)],
+        [sys.executable, str(ROOT / 'tools' / f'{name}.py'), *map(str, without_page(name, args))],
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -148,7 +148,8 @@ train_cfg = dict(max_epochs=1)
     text = run(
         installed / 'convnext_dense/.mim/tools/train.py', 'leaf.py', data=official_names, cwd=tmp_path, path=installed
     )
-    assert 'Failed to search registry' not in text
+    assert 'Failed to search registry' not in text and 'warning: no page' not in text
+    assert (tmp_path / 'work_dirs' / tmp_path.name / 'leaf/report.html').is_file()
     assert 'coco/bbox_mAP' in json.loads((tmp_path / 'work_dirs' / tmp_path.name / 'leaf/metrics.json').read_text())
     photograph = Path(sklearn.datasets.__file__).parent / 'images/china.jpg'
     run(
@@ -201,7 +202,6 @@ def test_toolkits_own_train_script(toolkit, leaf, options, digits, official_name
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize(
     'toolkit, base, options',
     [
@@ -219,6 +219,7 @@ train_dataloader = dict(dataset=dict(pipeline=[*_base_.train_pipeline]))
     assert 'coco/bbox_mAP' in text or 'mIoU: ' in text
 
 
+@pytest.mark.slow
 def test_no_extra_brings_a_second_opencv_or_older_packages():
     """What uv resolves for all extras of users together, with the constraints and without."""
     config = configparser.ConfigParser()

@@ -36,6 +36,12 @@ def main() -> None:
         metavar='TRACKER',
         help='also follow the run in tensorboard, mlflow, wandb, clearml, neptune, dvclive or aim',
     )
+    parser.add_argument(
+        '--no-report',
+        dest='report',
+        action='store_false',
+        help='do not test the best checkpoint at the end and write WORK_DIR/report.html (needs matplotlib)',
+    )
     args = parser.parse_args()
 
     from convnext_dense.run.options import errors_as_sentences

@@ -77,7 +77,7 @@ def _train_and_test(task: Task, folder: Path, data: Path, quick: bool) -> str:
     config = CONFIGS / task.folder / 'convnext_digits.py'
     work_dir = folder / task.folder
     train_options = ['--cfg-options', *task.quick_options] if quick else []
-    _call('train.py', config, '--work-dir', work_dir, '--overwrite', *train_options, data=data)
+    _call('train.py', config, '--work-dir', work_dir, '--overwrite', '--no-report', *train_options, data=data)
     checkpoint = (work_dir / 'last_checkpoint').read_text()
     drawn = work_dir / 'drawn'
     _call('test.py', config, checkpoint, '--work-dir', work_dir / 'test', '--show-dir', drawn, data=data)

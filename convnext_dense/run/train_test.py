@@ -29,6 +29,7 @@ from convnext_dense.engine.preemption import PreemptionHook, SignalFlag, end_wit
 from convnext_dense.engine.random_state import RandomStateHook
 from convnext_dense.errors import UserError
 from convnext_dense.run.data import check_paths, prepare_data
+from convnext_dense.run.final_report import write_final_report
 from convnext_dense.run.machine import describe_operators, fit_to_machine
 from convnext_dense.run.metrics import MetricsHook, metrics_json, metrics_table
 from convnext_dense.run.options import nested_dicts, read_config
@@ -65,6 +66,7 @@ def train(
     decode: bool = False,
     overwrite: bool = False,
     track: Sequence[str] = (),
+    report: bool = False,
 ) -> dict[str, float]:
     """Train a detector or segmentor; print the metrics of the last validation and write them to ``metrics.json``.
 
@@ -82,6 +84,8 @@ def train(
             :func:`convnext_dense.data_check.check.check_data`.
         overwrite: Replace the checkpoints of an earlier run in the work folder; without it they end the program.
         track: Trackers of experiments, see :data:`convnext_dense.run.watching.TRACKERS`.
+        report: Write a page about the training into the work folder at its end, if matplotlib is installed; see
+            :func:`convnext_dense.run.final_report.write_final_report`.
 
     Returns:
         The metrics of the last validation by mmengine's names; empty without one, and in all processes but the first.
@@ -115,7 +119,10 @@ def train(
     with claimed(cfg.work_dir):
         prepare_data(cfg, ('train', 'val'), launcher, check=data_check, decode=decode)
         with flag.listening():
-            return _run(cfg, launcher, 'train', start, hooks)
+            metrics = _run(cfg, launcher, 'train', start, hooks)
+    if report and is_main_process():
+        write_final_report(Path(cfg.work_dir))
+    return metrics
 
 
 def test(
@@ -237,6 +244,7 @@ def _run(
         torch.distributed.init_process_group('gloo')  # mmengine's own set-up chooses a GPU first
     # What is loaded is not in the config, which the runner writes to the work folder: that file can be trained again.
     cfg.resume, cfg.load_from = False, (cfg.get('load_from') or '').removeprefix(SCHEME) or None
+    use_own_visualizer(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner._resume = start.resume
     runner._load_from = SCHEME + start.load_from if start.load_from else None  # read safely, from every source
@@ -246,7 +254,6 @@ def _run(
     if is_main_process():  # known only now
         print(*lines, *start.notes, sep='\n', flush=True)
     name_paths_in_errors(runner)
-    use_own_visualizer(cfg)
     kept = MetricsHook()
     runner.register_hook(kept)
     attach_load_hook(runner, whole_model=task == 'test')

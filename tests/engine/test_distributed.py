@@ -78,7 +78,10 @@ def test_no_unused_parameters(tmp_path):
     assert (tmp_path / 'done.0').read_text() == str(1 + 17 + sum(2**last * (last + 2) for last in range(4)))
 
 
-def launch(script: str, *args: object, data: Path) -> subprocess.Popen:
+def launch(script: str, *args: object, data: Path, page: bool = False) -> subprocess.Popen:
+    """Start a launch script; a training without the page at its end, unless ``page`` is set."""
+    if script == 'dist_train.sh' and not page:
+        args = (*args, '--no-report')
     env = dict(
         os.environ, PYTHON=sys.executable, PORT=str(free_port()), OMP_NUM_THREADS='1', CONVNEXT_DENSE_DATA=str(data)
     )
@@ -112,6 +115,31 @@ def test_two_processes_train_and_test_like_one(digits, tmp_path, tool):
         k: v for k, v in two.items() if k.startswith('coco/')
     }
     assert set(trained) == set(one)
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_log_and_one_page(digits, tmp_path):
+    """``--track tensorboard``: the first process alone writes, and none waits for the page at the end."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    many = ('default_hooks.logger.interval=1', 'train_dataloader.batch_size=4')
+    options = ('--work-dir', tmp_path, '--track', 'tensorboard', *SHORT, *many)
+    process = launch('dist_train.sh', MASK_RCNN, 2, *options, data=digits, page=True)
+    text, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, text
+    (events,) = tmp_path.rglob('events.out.tfevents.*')
+    written = EventAccumulator(str(events))
+    written.Reload()
+    (scalars,) = tmp_path.glob('*/vis_data/scalars.json')
+    rows = [json.loads(line) for line in scalars.read_text().splitlines()]
+    losses = {row['step']: row['loss'] for row in rows if 'loss' in row}
+    assert list(losses) == [1, 2, 3, 4]
+    assert {row.step: row.value for row in written.Scalars('loss')} == pytest.approx(losses)
+    metrics = json.loads((tmp_path / 'metrics.json').read_text())
+    (mean_precision,) = written.Scalars('coco/bbox_mAP')
+    assert mean_precision.value == pytest.approx(metrics['coco/bbox_mAP'])
+    assert text.count('writing a page about this training') == 1
+    assert f'written to {tmp_path}/report.html' in text and (tmp_path / 'report.html').is_file()
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, without_page
 
 # What a training imports is imported once, before the forks.
 for module in ('convnext_dense.run.train_test', 'matplotlib.pyplot', 'mmcv.ops', 'setuptools'):
@@ -73,7 +73,7 @@ def _run_and_exit(name: str, args: tuple, log: Path, inject: Callable[[], None] 
             os.dup2(file.fileno(), 2)
             sys.stdout = sys.stderr = file
             torch.set_num_threads(1)  # threads of OpenMP do not outlive a fork
-            sys.argv = [f'tools/{name}.py', *map(str, args)]
+            sys.argv = [f'tools/{name}.py', *map(str, without_page(name, args))]
             sys.path.insert(0, str(ROOT / 'tools'))
             try:
                 if inject is not None:

@@ -61,11 +61,13 @@ def main() -> None:
 
 
 def kills(folder: Path, args: Any) -> dict[str, Any]:
-    return _kill_and_resume(folder, args, [sys.executable, ROOT / 'tools/train.py', TOY], args.minutes, args.kills)
+    return _kill_and_resume(
+        folder, args, [sys.executable, ROOT / 'tools/train.py', TOY, '--no-report'], args.minutes, args.kills
+    )
 
 
 def two_processes(folder: Path, args: Any) -> dict[str, Any]:
-    command = [ROOT / 'tools/dist_train.sh', TOY, 2]
+    command = [ROOT / 'tools/dist_train.sh', TOY, 2, '--no-report']
     return _kill_and_resume(folder, args, command, args.minutes / 6, -(-args.kills // 4))
 
 
@@ -213,7 +215,15 @@ def places(folder: Path, args: Any) -> dict[str, Any]:
         work, kept = folder / 'work', folder / 'kept'
         work.mkdir()
         train = ' '.join(
-            [sys.executable, str(ROOT / 'tools/train.py'), str(TOY), '--work-dir', str(work), '--no-data-check']
+            [
+                sys.executable,
+                str(ROOT / 'tools/train.py'),
+                str(TOY),
+                '--work-dir',
+                str(work),
+                '--no-data-check',
+                '--no-report',
+            ]
             + ['--cfg-options', *_settings(2000), 'default_hooks.checkpoint.max_keep_ckpts=-1']
         )
         script = (
@@ -231,7 +241,7 @@ def places(folder: Path, args: Any) -> dict[str, Any]:
         result['temporary_files_left'] = [path.name for path in kept.rglob('*.tmp')]
         if result['newest_checkpoint']:
             total = result['newest_checkpoint'] + EVERY
-            _run([sys.executable, ROOT / 'tools/train.py', TOY], kept, ['--resume'], _settings(total))
+            _run([sys.executable, ROOT / 'tools/train.py', TOY, '--no-report'], kept, ['--resume'], _settings(total))
             result['resumed_to'] = _newest(kept)
         results[name] = result
         shutil.rmtree(work)
@@ -249,7 +259,7 @@ def memory(folder: Path, args: Any) -> dict[str, Any]:
     write_sample_data(folder / 'data/digits')
     os.environ['CONVNEXT_DENSE_DATA'] = str(folder / 'data')
     process = _start(
-        [sys.executable, ROOT / 'tools/train.py', DIGITS], folder / 'work', [],
+        [sys.executable, ROOT / 'tools/train.py', DIGITS, '--no-report'], folder / 'work', [],
         ['train_cfg.max_epochs=10000', 'train_cfg.val_interval=10000', 'default_hooks.checkpoint.max_keep_ckpts=1'],
     )  # fmt: skip
     seconds, megabytes, most = [], [], 0
