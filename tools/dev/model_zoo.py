@@ -17,16 +17,29 @@ from mmengine.config import Config
 from roadmap_figure import draw_figure, figure_data
 
 from convnext_dense.archs import ARCHS, ISOTROPIC_ARCHS, resolve_isotropic_arch
-from convnext_dense.complexity import Complexity, count, count_classifier, count_isotropic_classifier
+from convnext_dense.complexity import (
+    PARTS,
+    Complexity,
+    build_on_meta,
+    count,
+    count_classifier,
+    count_isotropic_classifier,
+    image_shape,
+)
 from convnext_dense.errors import UserError
 from convnext_dense.roadmap_table import markdown_table
 from convnext_dense.run.options import errors_as_sentences
+from convnext_dense.weights.known import NON_COMMERCIAL, known_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 README, PICTURE = ROOT / 'README.md', ROOT / 'docs' / 'model_zoo.svg'
 ZOO, SPEED = ROOT / 'docs' / 'reference' / 'model_zoo.md', ROOT / 'docs' / 'reference' / 'benchmarks.md'
 ROADMAP, ROADMAP_PICTURE = ROOT / 'docs' / 'design' / 'roadmap.md', ROOT / 'docs' / 'design' / 'roadmap.svg'
+# Those of the paper's tables and the picture.
 FOLDERS = ('mask_rcnn', 'cascade_mask_rcnn', 'upernet')
+LATER_FOLDERS = ('convnext_v2', 'dinov3', 'eupe', 'clip', 'modern_heads')
+# The counting rule does not cover heads with deformable attention: their parameters are counted, their FLOPs are not.
+WITHOUT_FLOPS = ('modern_heads',)
 DEMO = 'convnext_digits.py'
 # The rows of the README; all others are in the model zoo.
 README_CONFIGS = (
@@ -38,7 +51,18 @@ README_CONFIGS = (
 )
 PUBLISHED = ROOT / 'tests' / 'reference' / 'published_results.csv'
 BENCHMARKS = ROOT / 'docs' / 'benchmarks'
-SIZES = dict(tiny='T', small='S', base='B', large='L', xlarge='XL')
+SIZES = dict(tiny='T', small='S', base='B', large='L', xlarge='XL', huge='H', xxlarge='XXL')
+# What weights were trained on, by a part of their address; the first one that is found.
+PRETRAININGS = {
+    'pt_only': 'FCMAE',
+    'convnextv2/im22k': 'FCMAE, ImageNet-22K',
+    'convnextv2/im1k': 'FCMAE, ImageNet-1K',
+    'dinov3': 'DINOv3, LVD-1689M',
+    'EUPE': 'EUPE',
+    'clip_laion2b': 'CLIP, LAION-2B',
+    '22k': 'ImageNet-22K',
+    '': 'ImageNet-1K',
+}
 SWIN_SIZES = {(96, 6): 'T', (96, 18): 'S', (128, 18): 'B', (192, 18): 'L'}  # channels, blocks of the third stage
 
 
@@ -46,7 +70,7 @@ def backbone_name(backbone: dict) -> str:
     """As in the published tables, such as Swin-T or ResNeXt-101-64x4d."""
     kind = backbone['type'].split('.')[-1]
     if kind == 'ConvNeXt':
-        return f'ConvNeXt-{SIZES[backbone["arch"]]}'
+        return f'ConvNeXt{" V2" if backbone.get("use_grn") else ""}-{SIZES[backbone["arch"]]}'
     if kind == 'SwinTransformer':
         return f'Swin-{SWIN_SIZES[backbone["embed_dims"], backbone["depths"][2]]}'
     if kind == 'ResNeXt':
@@ -57,14 +81,26 @@ def backbone_name(backbone: dict) -> str:
 def derived(cfg: Config, found: Complexity) -> dict:
     """The part of a row's metadata that follows from its config."""
     height, width = found.shape
+    source = cfg.model.backbone.init_cfg.checkpoint
+    licence = known_weights(source).licence
     entries = {
         'Backbone': backbone_name(cfg.model.backbone),
-        'Pretraining': 'ImageNet-22K' if '22k' in cfg.model.backbone.init_cfg.checkpoint else 'ImageNet-1K',
+        'Pretraining': next(name for part, name in PRETRAININGS.items() if part in source),
+        'Licence of Weights': licence,
         'Input': f'{width}x{height}',
         'Parameters': found.total_params,
         'FLOPs': found.total_flops,
+        'Attention FLOPs': found.attention,
     }
-    return entries | ({'Attention FLOPs': found.attention} if found.attention else {})
+    return {key: value for key, value in entries.items() if value}
+
+
+def measured(cfg: Config, folder: str) -> Complexity:
+    """Count a model, or its parameters alone."""
+    if folder not in WITHOUT_FLOPS:
+        return count(cfg)
+    num_params = sum(param.numel() for param in build_on_meta(cfg).parameters())
+    return Complexity(dict.fromkeys(PARTS, 0) | dict(heads=num_params), shape=image_shape(cfg))
 
 
 def read_folder(folder: str) -> tuple[str, dict]:
@@ -86,7 +122,7 @@ def read_folder(folder: str) -> tuple[str, dict]:
     for model in content['Models']:
         cfg = Config.fromfile(ROOT / model['Config'])
         by_hand = {key: value for key, value in model['Metadata'].items() if key.startswith(('Published', 'Source'))}
-        model['Metadata'] = derived(cfg, count(cfg)) | by_hand
+        model['Metadata'] = derived(cfg, measured(cfg, folder)) | by_hand
     return text[: text.index('Collections:')], content
 
 
@@ -100,16 +136,16 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 def counts(metadata: dict) -> list[str]:
     """The cells params published, measured, FLOPs published, measured, difference."""
-    flops, published = metadata['FLOPs'] / 1e9, metadata.get('Published FLOPs (G)')
-    measured, compared = f'{flops:.1f}', flops
+    flops, published = metadata.get('FLOPs', 0) / 1e9, metadata.get('Published FLOPs (G)')
+    counted, compared = f'{flops:.1f}' if flops else 'not counted', flops
     if 'Published FLOPs leave out' in metadata:
         compared = (metadata['FLOPs'] - metadata['Attention FLOPs']) / 1e9
-        measured += f', {compared:.1f} without {metadata["Published FLOPs leave out"]}'
+        counted += f', {compared:.1f} without {metadata["Published FLOPs leave out"]}'
     return [
         str(metadata.get('Published Parameters (M)', '')),
         f'{metadata["Parameters"] / 1e6:.1f}',
         str(published or ''),
-        measured,
+        counted,
         difference(compared, published) if published else '',
     ]
 
@@ -140,6 +176,32 @@ def model_tables(folders: dict[str, dict]) -> dict[str, str]:
     return {
         'detectors': table(before + ['box AP', 'mask AP'] + after, tables['detectors']),
         'segmentors': table(before + ['mIoU', 'multi-scale'] + after, tables['segmentors']),
+    }
+
+
+def is_segmentor(model: dict) -> bool:
+    return 'ade20k' in model['Config']
+
+
+def later_tables(folders: dict[str, dict]) -> dict[str, str]:
+    """The tables of detectors and of segmentors on weights, and with heads, that are not in the paper."""
+    tables = {'later detectors': [], 'later segmentors': []}
+    for content in folders.values():
+        for model in content['Models']:
+            metadata, found = model['Metadata'], metrics(model)
+            name = f'[`{model["Config"].removeprefix("configs/")}`](../../{model["Config"]})'
+            licence = metadata['Licence of Weights']
+            licence = f'**{licence}**' if NON_COMMERCIAL in licence else licence
+            names = ('mIoU', 'mIoU (ms+flip)') if is_segmentor(model) else ('box AP', 'mask AP')
+            accuracy = [str(found.get(key, '')) for key in names]
+            row = [name, metadata['Backbone'], metadata['Pretraining'], *accuracy, *counts(metadata), licence]
+            tables[f'later {"segmentors" if is_segmentor(model) else "detectors"}'].append([*row, metadata['Source']])
+    before = ['config', 'backbone', 'pre-training']
+    after = ['params M, published', 'measured', 'FLOPs G, published', 'measured', 'difference']
+    after += ['licence of the weights', 'published in']
+    return {
+        'later detectors': table([*before, 'box AP', 'mask AP', *after], tables['later detectors']),
+        'later segmentors': table([*before, 'mIoU', 'multi-scale', *after], tables['later segmentors']),
     }
 
 
@@ -332,14 +394,15 @@ def main() -> None:
             raise UserError(
                 'tools/dev/model_zoo.py works on a clone of the repository: an installed package has no README'
             )
-        read = {folder: read_folder(folder) for folder in FOLDERS}
-        folders = {folder: content for folder, (_, content) in read.items()}
+        read = {folder: read_folder(folder) for folder in (*FOLDERS, *LATER_FOLDERS)}
+        folders = {folder: read[folder][1] for folder in FOLDERS}
+        later = {folder: read[folder][1] for folder in LATER_FOLDERS}
         wanted = {
             ROOT / 'configs' / folder / 'metafile.yml': comment + yaml.safe_dump(content, sort_keys=False, width=120)
             for folder, (comment, content) in read.items()
         }
         wanted[README] = with_tables(README, {'models': short_table(folders)})
-        wanted[ZOO] = with_tables(ZOO, model_tables(folders) | {'archs': arch_table()})
+        wanted[ZOO] = with_tables(ZOO, model_tables(folders) | later_tables(later) | {'archs': arch_table()})
         wanted[SPEED] = with_tables(SPEED, {'performance': performance_table()})
         wanted[ROADMAP] = with_tables(ROADMAP, {'roadmap': markdown_table()})
         pictures = {PICTURE: (points(folders), draw), ROADMAP_PICTURE: (figure_data(), draw_figure)}

@@ -19,6 +19,8 @@ pytest.importorskip('mmseg')
 with (ROOT / 'tests' / 'reference' / 'published_results.csv').open(newline='') as file:
     PUBLISHED = list(csv.DictReader(file))
 FOLDERS = {'mask_rcnn': 'Mask R-CNN 3x', 'cascade_mask_rcnn': 'Cascade Mask R-CNN 3x', 'upernet': 'UperNet 160k'}
+LATER_FOLDERS = ('convnext_v2', 'dinov3', 'eupe', 'clip', 'modern_heads')
+NON_COMMERCIAL = ('convnext_v2', 'eupe')
 CLASSIFIERS = [row for row in PUBLISHED if row['method'] in ('ImageNet-1K 224', 'ImageNet-1K 384')]
 MODELS = {
     (re.sub(r' \d+$', '', row['method']), row['backbone'], row['pretrain']): row
@@ -35,6 +37,14 @@ FEW = (
     'cascade_mask_rcnn/r50_3x_coco.py',
     'upernet/convnext_t_512_160k_ade20k.py',
     'upernet/swin_l_in22k_640_160k_ade20k.py',
+)
+# One of each later folder.
+FEW_LATER = (
+    'convnext_v2/mask_rcnn_b_3x_coco.py',
+    'dinov3/linear_t_512_40k_ade20k.py',
+    'eupe/linear_t_512_40k_ade20k.py',
+    'clip/upernet_b_512_160k_ade20k.py',
+    'modern_heads/dino_4scale_t_12e_coco.py',
 )
 
 
@@ -112,25 +122,77 @@ def test_model_index_holds_what_is_measured(leaf):
 def test_model_index_is_sound():
     """As openmim's search reads it: names once, known collections, files that exist."""
     index = yaml.safe_load((ROOT / 'convnext_dense' / '.mim' / 'model-index.yml').read_text())
-    assert index['Import'] == [f'configs/{folder}/metafile.yml' for folder in FOLDERS]
+    assert index['Import'] == [f'configs/{folder}/metafile.yml' for folder in (*FOLDERS, *LATER_FOLDERS)]
     names, collections = [], []
-    for folder in FOLDERS:
+    for folder in index['Import']:
+        folder = folder.split('/')[1]
         content = metafile(folder)
         collections += [collection['Name'] for collection in content['Collections']]
         for model in content['Models']:
             names.append(model['Name'])
             assert model['In Collection'] in collections and (ROOT / model['Config']).is_file()
-            assert ('Weights' in model) == ('convnext' in model['Name'] and 'not in' not in model['Metadata']['Source'])
-    assert len(set(names)) == len(names) == 32 and len(set(collections)) == len(collections) == 3
+            if folder in FOLDERS:
+                of_paper = 'convnext' in model['Name'] and 'not in' not in model['Metadata']['Source']
+                assert ('Weights' in model) == of_paper
+    assert len(set(names)) == len(names) == 32 + 36 and len(set(collections)) == len(collections) == 3 + 6
+
+
+def test_licence_of_every_later_model():
+    """In the index and in the tables; bold where it excludes commercial use."""
+    page = (ROOT / 'docs' / 'reference' / 'model_zoo.md').read_text()
+    licences = {}
+    for folder in LATER_FOLDERS:
+        for model in metafile(folder)['Models']:
+            licence = model['Metadata']['Licence of Weights']
+            licences.setdefault(folder, set()).add(licence)
+            (row,) = (line for line in page.splitlines() if f'(../../{model["Config"]})' in line)
+            cell = f'**{licence}**' if folder in NON_COMMERCIAL else licence
+            assert f'| {cell} | {model["Metadata"]["Source"]} |' in row
+    assert licences == {
+        'convnext_v2': {'CC BY-NC 4.0, not for commercial use'},
+        'dinov3': {'DINOv3 License, whose terms go with the weights and with what is made of them'},
+        'eupe': {'FAIR Noncommercial Research License, not for commercial use'},
+        'clip': {'Apache 2.0'},
+        'modern_heads': {'MIT'},
+    }
+
+
+def test_published_figures_of_later_models():
+    """arXiv 2301.00808 tables 6 and 7; 2508.10104; 2603.22387 table 6; the model zoo of detrex."""
+    published = {}
+    for folder in LATER_FOLDERS:
+        for model in metafile(folder)['Models']:
+            metrics = [value for result in model.get('Results', ()) for value in result['Metrics'].values()]
+            assert bool(metrics) == ('ours' not in model['Metadata']['Source'])
+            if metrics:
+                published[model['Config'].removeprefix('configs/').split('_3x')[0].split('_ade')[0]] = metrics
+    assert published == {
+        'convnext_v2/mask_rcnn_b': [52.9, 46.6],
+        'convnext_v2/mask_rcnn_l': [54.4, 47.7],
+        'convnext_v2/mask_rcnn_h': [55.7, 48.9],
+        'convnext_v2/upernet_b_512_160k': [52.1],
+        'convnext_v2/upernet_l_512_160k': [53.7],
+        'convnext_v2/upernet_h_512_160k': [55.0],
+        'convnext_v2/upernet_h_in22k_640_160k': [57.0],
+        'dinov3/linear_t_512_40k': [42.7],
+        'dinov3/linear_s_512_40k': [44.8],
+        'dinov3/linear_b_512_40k': [46.3],
+        'dinov3/linear_l_512_40k': [47.8],
+        'eupe/linear_t_512_40k': [43.5],
+        'eupe/linear_s_512_40k': [46.8],
+        'eupe/linear_b_512_40k': [48.9],
+        'modern_heads/dino_4scale_t_12e_coco.py': [51.4],
+    }
 
 
 def test_tables_and_picture_belong_to_the_model_index(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / 'tools' / 'dev'))  # as for a script
     zoo = runpy.run_path(str(ROOT / 'tools' / 'dev' / 'model_zoo.py'))
     folders = {folder: metafile(folder) for folder in FOLDERS}
+    later = {folder: metafile(folder) for folder in LATER_FOLDERS}
     for page, tables in (
         ('README.md', {'models': zoo['short_table'](folders)}),
-        ('docs/reference/model_zoo.md', zoo['model_tables'](folders)),
+        ('docs/reference/model_zoo.md', zoo['model_tables'](folders) | zoo['later_tables'](later)),
         ('docs/reference/benchmarks.md', {'performance': zoo['performance_table']()}),
     ):
         assert zoo['with_tables'](ROOT / page, tables) == (ROOT / page).read_text()
@@ -169,15 +231,16 @@ def small_zoo(tmp_path_factory) -> Path:
         'docs/reference/benchmarks.md',
         'README.md',
         'tests/reference/published_results.csv',
-        *(f'configs/{leaf}' for leaf in FEW),
+        *(f'configs/{leaf}' for leaf in (*FEW, *FEW_LATER)),
     ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     shutil.copytree(ROOT / 'configs' / '_base_', folder / 'configs' / '_base_')
     shutil.copytree(ROOT / 'docs' / 'benchmarks', folder / 'docs' / 'benchmarks')
-    for name in FOLDERS:
+    few = {f'configs/{leaf}' for leaf in (*FEW, *FEW_LATER)}
+    for name in (*FOLDERS, *LATER_FOLDERS):
         content = metafile(name)
-        content['Models'] = [model for model in content['Models'] if model['Config'].removeprefix('configs/') in FEW]
+        content['Models'] = [model for model in content['Models'] if model['Config'] in few]
         (folder / 'configs' / name / 'metafile.yml').write_text('# a comment\n' + yaml.safe_dump(content))
     return folder
 
@@ -204,7 +267,7 @@ def test_write_and_check(small_zoo, monkeypatch, capsys):
     index = small_zoo / 'configs' / 'cascade_mask_rcnn' / 'metafile.yml'
     everything = ', '.join(
         [
-            *(f'configs/{folder}/metafile.yml' for folder in FOLDERS),
+            *(f'configs/{folder}/metafile.yml' for folder in (*FOLDERS, *LATER_FOLDERS)),
             'README.md',
             'docs/reference/model_zoo.md',
             'docs/model_zoo.svg',
