@@ -14,8 +14,8 @@ QUICK ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow test-first test-others test-slow-first test-slow-others test-export test-faults test-mmcv test-versions docs \
-  install lint clean
+.PHONY: demo test test-slow test-first test-others test-slow-first test-slow-others test-export test-faults test-large \
+  test-mmcv test-versions docs install lint clean
 
 demo: $(STAMP)
 	$(BIN)/python tools/demo.py $(DEMO_DIR) $(if $(filter-out 0,$(QUICK)),--quick)
@@ -50,6 +50,10 @@ test-export: $(STAMP)
 test-faults: $(STAMP)
 	folder=$$(mktemp -d) && $(BIN)/python tools/dev/soak.py $$folder/soak --json docs/benchmarks/faults.json; \
 	  status=$$?; rm -rf $$folder; exit $$status
+
+# Outputs of every size of timm's family against timm's, up to 846 M parameters. Needs 8 GB of memory.
+test-large: $(STAMP)
+	$(PYTEST) -m large
 
 # The provided operators against the compiled ones, in an environment of its own.
 test-mmcv:
