@@ -113,14 +113,14 @@ def check_onnx(
         for expected, found in zip(model(image), session.run(None, {'image': image.numpy()}), strict=True):
             if tuple(expected.shape) != found.shape:
                 raise UserError(
-                    f'{path} gives {found.shape} for an image of {tuple(image.shape)}, the model gives '
+                    f'{path.name} gives {found.shape} for an image of {tuple(image.shape)}, the model gives '
                     f'{tuple(expected.shape)}: this neck cannot be exported, leave out --with-neck'
                 )
             difference = np.linalg.norm(found - expected.numpy()) / np.linalg.norm(expected.numpy())
             largest = max(largest, float(difference))
     if not largest <= TOLERANCE:
         raise UserError(
-            f'{path} differs from the model by {largest:.1e} (relative, at most {TOLERANCE:.0e} was '
+            f'{path.name} differs from the model by {largest:.1e} (relative, at most {TOLERANCE:.0e} was '
             'wanted) and was removed: try another onnxruntime'
         )
     return largest
