@@ -37,6 +37,7 @@ from convnext_dense.run.machine import describe_operators, fit_to_machine
 from convnext_dense.run.metrics import MetricsHook, metrics_json, metrics_table
 from convnext_dense.run.options import nested_dicts, read_config
 from convnext_dense.run.resume_settings import compare_settings
+from convnext_dense.run.settings import settle, torch_errors
 from convnext_dense.run.watching import ProgressHook, add_trackers, memory_errors
 from convnext_dense.run.work_dir import (
     ReplaceHook,
@@ -249,7 +250,7 @@ def _run(
 ) -> dict[str, float]:
     """Run mmengine's runner with our hooks, print its metrics, write them to ``metrics.json`` and return them."""
     check_toolkit(cfg.get('default_scope') or 'mmengine')
-    lines = [*describe_operators(), *fit_to_machine(cfg, launcher)]
+    lines = [*describe_operators(), *fit_to_machine(cfg, launcher), *settle(cfg, launcher)]
     if launcher == 'pytorch' and get_device() == 'cpu' and not is_distributed():
         torch.distributed.init_process_group('gloo')  # mmengine's own set-up chooses a GPU first
     # What is loaded is not in the config, which the runner writes to the work folder: that file can be trained again.
@@ -270,7 +271,7 @@ def _run(
         runner.register_hook(hook)
     if sys.stdout.isatty():
         runner.register_hook(ProgressHook())
-    with memory_errors():
+    with memory_errors(), torch_errors():
         getattr(runner, task)()
     if not is_main_process():
         return {}
