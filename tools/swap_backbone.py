@@ -22,7 +22,9 @@ def main() -> None:
         help='config to write; it inherits from IN_CONFIG and holds the difference',
     )
     parser.add_argument(
-        '--arch', type=str.lower, help='such as base; default tiny, or the arch of a ConvNeXt that is there'
+        '--arch',
+        type=str.lower,
+        help='such as base; default that of the weights or of a ConvNeXt that is there, else tiny',
     )
     parser.add_argument(
         '--weights',

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from convnext_dense.engine.load_hook import fit_checkpoint
 from convnext_dense.errors import UserError
-from convnext_dense.weights.sources import read
+from convnext_dense.weights.sources import check_structure, read
 
 INSTALL = "pip install 'convnext-dense[export]'"
 CHECKED_SHAPES = ((1, 64, 96), (2, 71, 133), (3, 160, 128))  # batch, height, width; odd ones too
@@ -55,6 +55,7 @@ def load_features(cfg: Config, checkpoint: str, with_neck: bool) -> Features:
         raise UserError('the neck of this config is a list of necks: leave out --with-neck, or give a config with one')
     features = Features(*(MODELS.build(dict(cfg.model[part], init_cfg=None)) for part in parts))
     found = read(checkpoint)
+    check_structure(found, checkpoint)
     fit_checkpoint(features, found, whole_model=True)
     names = tuple(f'{part}.' for part in parts)
     features.load_state_dict({name: value for name, value in found['state_dict'].items() if name.startswith(names)})

@@ -22,8 +22,8 @@ TORCH_ERRORS = {
         'train_dataloader.batch_size=2 or more, or train_dataloader.drop_last=True where the last batch has one image'
     ),
     'Expected to have finished reduction in the prior iteration': (
-        'parameters of the model got no gradient, which several processes cannot have: set find_unused_parameters=True, '
-        'or leave out of model.backbone.out_indices what no neck and head takes'
+        'parameters of the model got no gradient, which several processes cannot have: set '
+        'find_unused_parameters=True, or leave out of model.backbone.out_indices what no neck and head takes'
     ),
 }
 

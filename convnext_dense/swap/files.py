@@ -29,7 +29,12 @@ def read_config(path: str | Path) -> Config:
         heir.write_text(f'_base_ = {base!r}\n')
         try:
             cfg = Config.fromfile(heir, import_custom_modules=False)
-        except (OSError, ImportError) as error:
+        except (OSError, ImportError, RuntimeError, ValueError, SyntaxError) as error:
+            if 'lazy_import' in str(error):
+                raise UserError(
+                    f'{path} is a new-style config, whose types are Python objects: write it with types as text by '
+                    "Config.fromfile(...).dump('flat.py'), and give that file"
+                ) from error
             raise UserError(f'the config {path} cannot be read: {error_summary(error)}') from error
     object.__setattr__(cfg, '_filename', base)  # Config's own __setattr__ would set a key of the config
     return cfg

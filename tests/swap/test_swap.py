@@ -250,7 +250,7 @@ def test_old_weights_go():
     assert any('load_from=' in note for note in swap.notes) and any(
         'no weights were given' in note for note in swap.notes
     )
-    swap = swap_config(RETINANET, 'atto', weights='convnext_atto.pth')
+    swap = swap_config(RETINANET, 'atto', weights='timm:convnext_atto.d2_in1k')
     assert swap.after.model.backbone.init_cfg == dict(type='Pretrained', checkpoint='convnext_atto.pth')
     assert not swap.notes
 
