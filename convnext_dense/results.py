@@ -211,7 +211,7 @@ def write_predictions(
     folder: PredictionFolder,
     predict: Callable[[Path], tuple[np.ndarray, Result]],
 ) -> None:
-    """Predict many images, each by itself: one that fails, or SIGTERM, leaves the others written.
+    """Predict many images, each by itself: one that fails, or SIGTERM or SIGHUP, leaves the others written.
 
     Args:
         files: Names in the output and files, the items of :func:`convnext_dense.images.find_images`.
@@ -223,7 +223,7 @@ def write_predictions(
     """
     total = 0
     failed: list[Path] = []
-    with _sigterm_as_exit():
+    with _signals_as_exit():
         try:
             try:
                 for name, path in files:
@@ -252,16 +252,18 @@ def _clause(path: Path, error: Exception) -> str:
 
 
 @contextmanager
-def _sigterm_as_exit() -> Iterator[None]:
-    """Let SIGTERM end the program as SystemExit, which runs every ``finally``; only the main thread can do so."""
+def _signals_as_exit() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the program as SystemExit, which runs every ``finally``; in the main thread alone."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, lambda number, _: sys.exit(128 + number)) for number in numbers]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(numbers, before):
+            signal.signal(number, handler)
 
 
 def encode_rle(mask: np.ndarray) -> dict[str, Any]:

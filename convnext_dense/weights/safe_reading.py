@@ -91,8 +91,8 @@ def read_file(path: Path, trust: bool = False, mmap: bool = True, verify: bool =
         if names:
             raise UserError(refusal.format(path, f'a pickle that calls {names}'))
         raise UserError(
-            f'{path} is a pickle of Python objects, which may hold code and was not executed: give another file, or, if '
-            'you trust its author, convert it by tools/convert_checkpoint.py --trust-checkpoint'
+            f'{path} is a pickle of Python objects, which may hold code and was not executed: give another file, or, '
+            'if you trust its author, convert it by tools/convert_checkpoint.py --trust-checkpoint'
         )
     try:
         if is_plain_pickle:
@@ -122,15 +122,22 @@ HARMLESS = re.compile(
 def called_names(content: bytes, limit: int = 3) -> str:
     """Return the classes and functions that a pickle would call, such as ``posix.system``, without running it."""
     names: list[str] = []
-    texts: list[str] = []
+    texts: list[str | None] = []  # pushed one after the other; None for anything else
+    memo: dict[int, str | None] = {}
     try:
         for operation, argument, _ in pickletools.genops(content):
             if operation.name in ('GLOBAL', 'INST'):
                 names.append(str(argument).replace(' ', '.'))
             elif operation.name == 'STACK_GLOBAL':
-                names.append('.'.join(texts[-2:]))
-            elif isinstance(argument, str) and 'UNICODE' in operation.name:
-                texts.append(argument)
+                names.append('.'.join(str(text) for text in texts[-2:]))
+            if operation.name == 'MEMOIZE':
+                memo[len(memo)] = texts[-1]
+            elif 'PUT' in operation.name:
+                memo[int(argument)] = texts[-1]
+            elif 'GET' in operation.name:
+                texts.append(memo.get(int(argument)))
+            else:
+                texts.append(argument if isinstance(argument, str) and 'UNICODE' in operation.name else None)
     except Exception:  # a pickle from elsewhere can be malformed in every way
         pass
     found = [name for name in dict.fromkeys(names) if not HARMLESS.fullmatch(name)]
