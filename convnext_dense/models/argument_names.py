@@ -37,7 +37,7 @@ def checked_names(
                 if name not in names:
                     nearest = difflib.get_close_matches(name, [*known, *names], n=1, cutoff=0.0)[0]
                     raise UserError(
-                        f'{title} has no argument {name}: did you mean {nearest}? It has {", ".join(known)}'
+                        f'{title} has no argument {name}, the nearest that it has is {nearest}: correct the name'
                     )
                 ours, _, key = names[name].partition('.')
                 if ours in given:
