@@ -133,9 +133,9 @@ def called_names(content: bytes, limit: int = 3) -> str:
             if operation.name == 'MEMOIZE':
                 memo[len(memo)] = texts[-1]
             elif 'PUT' in operation.name:
-                memo[int(argument)] = texts[-1]
+                memo[argument or 0] = texts[-1]
             elif 'GET' in operation.name:
-                texts.append(memo.get(int(argument)))
+                texts.append(memo.get(argument or 0))
             else:
                 texts.append(argument if isinstance(argument, str) and 'UNICODE' in operation.name else None)
     except Exception:  # a pickle from elsewhere can be malformed in every way
