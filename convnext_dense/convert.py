@@ -14,6 +14,7 @@ from convnext_dense.errors import UserError
 from convnext_dense.models.convnext import ConvNeXt
 from convnext_dense.models.isotropic import ConvNeXtIsotropic
 from convnext_dense.models.loading import PretrainedModule
+from convnext_dense.outputs import check_file_output, whole_files
 from convnext_dense.weights.dialects import DIALECTS, ISOTROPIC, STAGED
 from convnext_dense.weights.find import Backbone, choose, find_backbones, tensors_of
 from convnext_dense.weights.fit import STEMS, arguments_of, as_written, fit_backbone
@@ -67,7 +68,9 @@ def inspect(source: str, prefix: str | None = None, trust: bool = False) -> str:
     return '\n'.join(f'{title:<10} {text}' for title, text in rows.items())
 
 
-def convert(source: str, out: Path, to: str, prefix: str | None = None, trust: bool = False) -> str:
+def convert(
+    source: str, out: Path, to: str, prefix: str | None = None, trust: bool = False, overwrite: bool = False
+) -> str:
     """Write the backbone of a weight file in another format, and read it back.
 
     Args:
@@ -76,13 +79,16 @@ def convert(source: str, out: Path, to: str, prefix: str | None = None, trust: b
         to: A name in :data:`TARGETS`.
         prefix: Which ConvNeXt, where the file has several.
         trust: Let a pickle run code.
+        overwrite: Replace ``out`` if it exists.
 
     Returns:
         A few lines about what was done.
 
     Raises:
-        UserError: The file does not load completely, or the format cannot hold it.
+        UserError: The file does not load completely, the format cannot hold it, or ``out`` cannot be written, is
+            ``source`` or exists.
     """
+    check_file_output(out, inputs=[source], overwrite=overwrite)
     chosen, unused, facts = _find(source, prefix, trust)
     summary = fit_backbone(_model_for(chosen).wanted_weights(), chosen, unused).summary
     _check_target(arguments_of(chosen.tensors), to)
@@ -155,10 +161,8 @@ def _save(out: Path, written: dict[str, Tensor], to: str, expected: dict[str, Te
 
     What is known about the weights goes along where the format has a place for it.
     """
-    new = out.with_name(f'{out.stem}.new{out.suffix}')
     written = {name: value.contiguous() for name, value in written.items()}
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+    with whole_files(out) as new:
         if out.suffix == '.safetensors':
             from safetensors.torch import save_file
 
@@ -175,9 +179,6 @@ def _save(out: Path, written: dict[str, Tensor], to: str, expected: dict[str, Te
                 f'{out} did not come back as it was written, from {(wrong or ["a surplus tensor"])[0]} on: '
                 'look whether the disk is full or broken'
             )
-        new.replace(out)
-    finally:
-        new.unlink(missing_ok=True)
 
 
 def _equal_bit_by_bit(found: Tensor | None, expected: Tensor) -> bool:

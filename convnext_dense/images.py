@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from convnext_dense.durable import write_durably
 from convnext_dense.errors import UserError
 
 # One image, a folder of images, or several of them; arrays are (height, width, 3) RGB uint8, or a batch of such.
@@ -152,7 +153,7 @@ def _decode(content: bytes) -> np.ndarray | None:
 def write_image(path: Path, image: np.ndarray) -> None:
     """Write an image, (height, width, 3) RGB uint8 or (height, width) uint8 or uint16, and the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encode_image(path.suffix, image))
+    write_durably(path, encode_image(path.suffix, image))
 
 
 def encode_image(suffix: str, image: np.ndarray) -> bytes:

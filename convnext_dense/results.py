@@ -6,7 +6,6 @@ Needs NumPy and either OpenCV or Pillow; neither torch nor a toolkit.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import threading
@@ -18,8 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from convnext_dense.durable import write_durably
 from convnext_dense.errors import UserError
 from convnext_dense.images import opencv, write_image
+from convnext_dense.outputs import check_folder_output, write_failure
 
 Palette = Sequence[Sequence[int]]
 
@@ -175,13 +176,7 @@ class PredictionFolder:
         Raises:
             UserError: The folder is not empty, is a file, or is in a place where nothing can be written.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f'{self.path} is a file: give a new folder, nothing was written')
-        if self.path.exists() and any(self.path.iterdir()):
-            raise UserError(f'{self.path} is not empty: give a new folder, nothing was written')
-        existing = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
-        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-            raise UserError(f'{self.path} cannot be made in {existing}: give a folder that you may write')
+        check_folder_output(self.path)
 
     def add(self, name: str, image: np.ndarray, result: Result) -> None:
         """Write the picture and the label map, and keep the detections for :meth:`finish`.
@@ -208,9 +203,7 @@ class PredictionFolder:
             return
         categories = [dict(id=i + 1, name=name) for i, name in enumerate(self._names)]
         content = dict(images=self._images, annotations=self._annotations, categories=categories)
-        partial = self.path / 'predictions.json.partial'
-        partial.write_text(json.dumps(content))
-        partial.replace(self.path / 'predictions.json')  # complete, or not there
+        write_durably(self.path / 'predictions.json', json.dumps(content))
 
 
 def write_predictions(
@@ -218,7 +211,7 @@ def write_predictions(
     folder: PredictionFolder,
     predict: Callable[[Path], tuple[np.ndarray, Result]],
 ) -> None:
-    """Predict many images, each by itself: one that fails, or SIGTERM, leaves the others written.
+    """Predict many images, each by itself: one that fails, or SIGTERM or SIGHUP, leaves the others written.
 
     Args:
         files: Names in the output and files, the items of :func:`convnext_dense.images.find_images`.
@@ -230,7 +223,7 @@ def write_predictions(
     """
     total = 0
     failed: list[Path] = []
-    with _sigterm_as_exit():
+    with _signals_as_exit():
         try:
             try:
                 for name, path in files:
@@ -246,9 +239,7 @@ def write_predictions(
             finally:
                 folder.finish()
         except OSError as error:
-            raise UserError(
-                f'{folder.path} could not be written ({error.strerror or error}): free space, or give another folder'
-            ) from error
+            raise UserError(write_failure(folder.path, error)) from error
     print(f'predictions for {total - len(failed)} of {total} images are in {folder.path}')
     if failed:
         shown = ', '.join(map(str, failed[:5])) + (', ...' if len(failed) > 5 else '')
@@ -261,16 +252,18 @@ def _clause(path: Path, error: Exception) -> str:
 
 
 @contextmanager
-def _sigterm_as_exit() -> Iterator[None]:
-    """Let SIGTERM end the program as SystemExit, which runs every ``finally``; only the main thread can do so."""
+def _signals_as_exit() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the program as SystemExit, which runs every ``finally``; in the main thread alone."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, lambda number, _: sys.exit(128 + number)) for number in numbers]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(numbers, before):
+            signal.signal(number, handler)
 
 
 def encode_rle(mask: np.ndarray) -> dict[str, Any]:

@@ -161,7 +161,7 @@ def test_only_the_word_of_the_user_lets_a_pickle_run(plain, tmp_path, tool):
         torch.save(content, tmp_path / 'in.pkl')
     for args in ((tmp_path / 'out.pth', '--to', 'ours'), ('--inspect',)):
         message, _ = tool('convert_checkpoint', tmp_path / 'in.pkl', *args)
-        assert 'holds more than plain tensors' in message and not Path(tmp_path / 'mark').exists()
+        assert 'holds code, not only tensors' in message and not Path(tmp_path / 'mark').exists()
     message, text = tool(
         'convert_checkpoint', tmp_path / 'in.pkl', tmp_path / 'out.pth', '--to', 'ours', '--trust-checkpoint'
     )

@@ -148,7 +148,7 @@ def test_a_full_disk_is_an_error_of_the_folder(tmp_path):
     (tmp_path / 'out').mkdir()
     (tmp_path / 'out/pictures').touch()  # where a folder has to be
     files = [('a.jpg', Path('a.jpg'))]
-    with pytest.raises(UserError, match=r'out could not be written \(.*\): free space, or give another folder'):
+    with pytest.raises(UserError, match=r'out cannot be written \(.*\): give a place that you may write'):
         write_predictions(
             files, PredictionFolder(tmp_path / 'out'), lambda _: (np.zeros((6, 8, 3), np.uint8), two_detections())
         )

@@ -56,3 +56,8 @@ def add_data_check(parser: argparse.ArgumentParser) -> None:
         help='do not check annotations, images and label maps before the first iteration',
     )
     parser.add_argument('--decode', action='store_true', help='decode every image in that check, not its header alone')
+
+
+def add_overwrite(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add the permission to replace what is there; ``what`` names it."""
+    parser.add_argument('--overwrite', action='store_true', help=f'replace {what}, which is refused otherwise')

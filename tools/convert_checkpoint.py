@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from _arguments import argument_parser
+from _arguments import add_overwrite, argument_parser
 
 FORMATS = ('ours', 'official', 'timm', 'timm_conv', 'torchvision', 'hf', 'mmpretrain')
 
@@ -23,6 +23,7 @@ def main() -> None:
         action='store_true',
         help='let a pickle execute code: only for files whose author you trust',
     )
+    add_overwrite(parser, 'OUT if it exists')
     args = parser.parse_args()
 
     from convnext_dense.convert import convert, inspect
@@ -35,7 +36,8 @@ def main() -> None:
         elif not args.out or not args.to:
             raise UserError('give the file to write and its format, as in IN OUT --to ours, or IN --inspect')
         else:
-            print(convert(args.source, Path(args.out), args.to, args.prefix, args.trust_checkpoint))
+            out = Path(args.out)
+            print(convert(args.source, out, args.to, args.prefix, args.trust_checkpoint, args.overwrite))
 
 
 if __name__ == '__main__':

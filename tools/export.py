@@ -9,7 +9,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from _arguments import add_config, argument_parser
+from _arguments import add_config, add_overwrite, argument_parser
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -34,6 +34,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         '--evaluate', action='store_true', help='print the metrics of checkpoint and file on the test set of the config'
     )
+    add_overwrite(parser, 'OUT if it exists')
     args = parser.parse_args()
     if args.with_neck:
         if args.part not in (None, 'neck'):
@@ -48,6 +49,7 @@ def main() -> None:
 
     from convnext_dense.errors import UserError
     from convnext_dense.export import evaluate, export_model, of_checkpoint, of_file
+    from convnext_dense.outputs import check_file_output
     from convnext_dense.run.machine import fit_to_machine
     from convnext_dense.run.metrics import metrics_table
     from convnext_dense.run.options import errors_as_sentences, read_config
@@ -64,6 +66,9 @@ def main() -> None:
         if args.part != 'model' and (args.size or args.evaluate):
             raise UserError(f'--size and --evaluate are for whole models, found --part {args.part}: leave them out')
         check_source(args.checkpoint, 'checkpoint')
+        beside = [args.out.with_suffix('.bin')] if args.out.suffix == '.xml' else []
+        for path in (args.out, *beside):
+            check_file_output(path, inputs=[args.checkpoint], overwrite=args.overwrite)
         cfg = read_config(args.config, args.cfg_options)
         check_toolkit(cfg.get('default_scope') or 'mmengine')
         if args.part == 'model':
@@ -81,23 +86,20 @@ def main() -> None:
 
 
 def export_part(args: argparse.Namespace, cfg: Any) -> None:
-    from convnext_dense.errors import UserError
     from convnext_dense.export import CHECKED_SHAPES, INSTALL, check_onnx, export_onnx, load_features
+    from convnext_dense.outputs import whole_files
 
     model = load_features(cfg, args.checkpoint, args.part == 'neck')
     in_channels = cfg.model.backbone.get('in_channels', 3)
-    export_onnx(model, args.out, in_channels)
-    if importlib.util.find_spec('onnxruntime') is None:
-        verdict = f'not checked: onnxruntime is not installed ({INSTALL})'
-    else:
-        try:
-            difference = check_onnx(model, args.out, in_channels)
-        except UserError:
-            args.out.unlink()  # nobody shall use it
-            raise
-        verdict = f'equals the model within {difference:.1e} in ONNX Runtime, at ' + ', '.join(
-            f'{n}x{in_channels}x{h}x{w}' for n, h, w in CHECKED_SHAPES
-        )
+    with whole_files(args.out) as path:
+        export_onnx(model, path, in_channels)
+        if importlib.util.find_spec('onnxruntime') is None:
+            verdict = f'not checked: onnxruntime is not installed ({INSTALL})'
+        else:
+            difference = check_onnx(model, path, in_channels)
+            verdict = f'equals the model within {difference:.1e} in ONNX Runtime, at ' + ', '.join(
+                f'{n}x{in_channels}x{h}x{w}' for n, h, w in CHECKED_SHAPES
+            )
     parts = 'backbone and neck' if args.part == 'neck' else 'backbone'
     print(f'{args.out}: {parts}, {args.out.stat().st_size / 2**20:.1f} MiB, {verdict}')
 

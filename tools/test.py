@@ -1,6 +1,6 @@
 """Test a detector or segmentor: python tools/test.py CONFIG CHECKPOINT"""
 
-from _arguments import add_config, add_run, argument_parser
+from _arguments import add_config, add_overwrite, add_run, argument_parser
 
 
 def main() -> None:
@@ -15,6 +15,7 @@ def main() -> None:
         metavar='PATH',
         help='keep the predictions: a .pkl file for detectors, a folder of label maps for segmentors',
     )
+    add_overwrite(parser, 'what is in the folder of --show-dir, and in that of --out or its file')
     args = parser.parse_args()
 
     from convnext_dense.run.options import errors_as_sentences

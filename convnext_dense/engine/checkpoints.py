@@ -10,7 +10,7 @@ from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
-from convnext_dense.engine.durable import write_durably
+from convnext_dense.durable import write_durably
 from convnext_dense.engine.random_state import KEY as RANDOM_STATES
 from convnext_dense.engine.random_state import RandomStateHook
 from convnext_dense.errors import DiagnosableError

@@ -21,7 +21,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from convnext_dense.engine.durable import write_durably
+from convnext_dense.durable import write_durably
 from convnext_dense.errors import UserError
 from convnext_dense.models.block import Block
 from convnext_dense.weights.sources import SCHEME

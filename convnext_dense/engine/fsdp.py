@@ -14,7 +14,7 @@ from mmengine.dist import is_main_process
 from torch import Tensor, nn
 from torch.distributed import fsdp
 
-from convnext_dense.engine.durable import TEMPORARY, publish
+from convnext_dense.durable import TEMPORARY, publish
 from convnext_dense.models.block import Block
 from convnext_dense.weights.dialects import WRAPPED_MODULES
 

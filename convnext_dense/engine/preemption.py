@@ -22,8 +22,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
+from convnext_dense.durable import write_durably
 from convnext_dense.engine.checkpoints import DurableCheckpointHook
-from convnext_dense.engine.durable import write_durably
 
 EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: start it again
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)

@@ -71,7 +71,7 @@ def class_meta(cfg: Config, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     if dataset.get('type'):
         known = DATASETS.build(dict(dataset, lazy_init=True, pipeline=[])).metainfo  # reads names from files too
     saved: Any = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
-    saved = {str(key).lower(): value for key, value in saved.items()}
+    saved = {str(key).lower(): value for key, value in saved.items()} if isinstance(saved, Mapping) else {}
     first, second = (known, saved) if written.get('classes') else (saved, known)
     meta = first if first.get('classes') else second
     if not meta.get('classes'):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from convnext_dense.engine.load_hook import fit_checkpoint
 from convnext_dense.errors import UserError
-from convnext_dense.weights.sources import read
+from convnext_dense.weights.sources import check_structure, read
 
 INSTALL = "pip install 'convnext-dense[export]'"
 CHECKED_SHAPES = ((1, 64, 96), (2, 71, 133), (3, 160, 128))  # batch, height, width; odd ones too
@@ -55,6 +55,7 @@ def load_features(cfg: Config, checkpoint: str, with_neck: bool) -> Features:
         raise UserError('the neck of this config is a list of necks: leave out --with-neck, or give a config with one')
     features = Features(*(MODELS.build(dict(cfg.model[part], init_cfg=None)) for part in parts))
     found = read(checkpoint)
+    check_structure(found, checkpoint)
     fit_checkpoint(features, found, whole_model=True)
     names = tuple(f'{part}.' for part in parts)
     features.load_state_dict({name: value for name, value in found['state_dict'].items() if name.startswith(names)})
@@ -113,14 +114,14 @@ def check_onnx(
         for expected, found in zip(model(image), session.run(None, {'image': image.numpy()}), strict=True):
             if tuple(expected.shape) != found.shape:
                 raise UserError(
-                    f'{path} gives {found.shape} for an image of {tuple(image.shape)}, the model gives '
+                    f'{path.name} gives {found.shape} for an image of {tuple(image.shape)}, the model gives '
                     f'{tuple(expected.shape)}: this neck cannot be exported, leave out --with-neck'
                 )
             difference = np.linalg.norm(found - expected.numpy()) / np.linalg.norm(expected.numpy())
             largest = max(largest, float(difference))
     if not largest <= TOLERANCE:
         raise UserError(
-            f'{path} differs from the model by {largest:.1e} (relative, at most {TOLERANCE:.0e} was '
+            f'{path.name} differs from the model by {largest:.1e} (relative, at most {TOLERANCE:.0e} was '
             'wanted) and was removed: try another onnxruntime'
         )
     return largest

@@ -14,6 +14,7 @@ from convnext_dense.export.describe import metadata_of
 from convnext_dense.export.files import INSTALL, check_exporter, with_score_threshold, write_onnx, write_openvino
 from convnext_dense.export.proof import SHAPES, prove
 from convnext_dense.export.whole import whole_model
+from convnext_dense.outputs import whole_files
 from convnext_dense.runtime.sessions import ONNXRuntimeSession, OpenVINOSession, Session
 
 
@@ -27,7 +28,7 @@ def export_model(cfg: Config, checkpoint: str, path: Path, size: tuple[int, int]
         size: Fix height and width, in pixels; None leaves them free.
 
     Raises:
-        UserError: The model cannot be exported, or the file differs; then it is removed.
+        UserError: The model cannot be exported, the file cannot be written, or it differs; then ``path`` is as it was.
     """
     check_exporter()
     runtime = 'openvino' if path.suffix == '.xml' else 'onnxruntime'
@@ -37,8 +38,8 @@ def export_model(cfg: Config, checkpoint: str, path: Path, size: tuple[int, int]
     whole = whole_model(model)
     metadata = metadata_of(model, whole, cfg, checkpoint, size)
     shapes = SHAPES if size is None else ((1, *size), (2, *size))
-    with tempfile.TemporaryDirectory() as folder:
-        graph = path if path.suffix == '.onnx' else Path(folder) / 'model.onnx'
+    with tempfile.TemporaryDirectory() as folder, whole_files(path) as written:
+        graph = written if path.suffix == '.onnx' else Path(folder) / 'model.onnx'
         write_onnx(whole, graph, metadata, size)
 
         def open_file(threshold: float | None) -> Session:
@@ -46,16 +47,11 @@ def export_model(cfg: Config, checkpoint: str, path: Path, size: tuple[int, int]
             model = graph if threshold is None else with_score_threshold(graph, threshold)
             if path.suffix == '.onnx':
                 return ONNXRuntimeSession(model)
-            return OpenVINOSession(path if threshold is None else model)
+            return OpenVINOSession(written if threshold is None else model)
 
-        try:
-            if path.suffix == '.xml':
-                write_openvino(graph, path, metadata)
-            proof = prove(model, whole, open_file, shapes)
-        except BaseException:
-            for written in (path, path.with_suffix('.bin')) if path.suffix == '.xml' else (path,):
-                written.unlink(missing_ok=True)  # nobody shall use it
-            raise
+        if path.suffix == '.xml':
+            write_openvino(graph, written, metadata)
+        proof = prove(model, whole, open_file, shapes)
     sizes = f'height {size[0]} and width {size[1]}' if size else 'any height and width'
     name = 'OpenVINO' if path.suffix == '.xml' else 'ONNX Runtime'
     weights = path.with_suffix('.bin') if path.suffix == '.xml' else path

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from convnext_dense.archs import NUM_STAGES
 from convnext_dense.errors import UserError
+from convnext_dense.models.argument_names import checked_names
 from convnext_dense.models.convnext import ConvNeXt
 from convnext_dense.models.staged import LayeredModule
 
@@ -29,6 +30,7 @@ class ConvNeXtSharedHead(LayeredModule):
         UserError: An argument cannot be used, or weights do not fit.
     """
 
+    @checked_names()
     def __init__(
         self,
         arch: str | dict = 'tiny',
@@ -93,6 +95,7 @@ class PyramidAdapter(BaseModule):
         UserError: There are no such features to be made.
     """
 
+    @checked_names()
     def __init__(
         self,
         in_channels: Sequence[int],
@@ -152,6 +155,7 @@ class FeatureBatchNorm(BaseModule):
         init_cfg: mmengine's initialisation config.
     """
 
+    @checked_names()
     def __init__(self, in_channels: int, init_cfg: dict | None = None) -> None:
         super().__init__(init_cfg)
         self.norm = nn.BatchNorm2d(in_channels)

@@ -21,6 +21,7 @@ from convnext_dense.archs import (
     variant_arguments,
 )
 from convnext_dense.errors import UserError
+from convnext_dense.models.argument_names import checked_names
 from convnext_dense.models.block import Block, resolve_memory
 from convnext_dense.models.layers import (
     STEMS,
@@ -35,13 +36,17 @@ from convnext_dense.models.staged import StagedBackbone, linear_rates
 from convnext_dense.weights.dialects import STAGED
 from convnext_dense.weights.fit import Wanted
 
+# Arguments of the official ConvNeXt that have other names here.
+OFFICIAL_NAMES = dict(in_chans='in_channels', depths='arch.depths', dims='arch.channels')
+
 
 class ConvNeXt(PretrainedModule, StagedBackbone):
     """ConvNeXt V1 and V2 as a backbone: features of up to four stages, each with a LayerNorm of its own.
 
     The defaults are the official ones. Argument names of mmpretrain's ConvNeXt are accepted, so that in an existing
-    config only ``type='mmpretrain.ConvNeXt'`` has to become ``type='ConvNeXt'``. ``forward`` and the layer ids of
-    layer decay are those of :class:`StagedBackbone`.
+    config only ``type='mmpretrain.ConvNeXt'`` has to become ``type='ConvNeXt'``. So are ``in_chans``, ``depths`` and
+    ``dims`` of the official code, the last two instead of ``arch``. ``forward`` and the layer ids of layer decay are
+    those of :class:`StagedBackbone`.
 
     Args:
         arch: A name in :data:`ARCHS` or, with arguments that hold where they are not given here, in
@@ -91,9 +96,10 @@ class ConvNeXt(PretrainedModule, StagedBackbone):
         strides: Of all four stages, in pixels.
 
     Raises:
-        UserError: An argument cannot be used, or weights do not fit.
+        UserError: An argument is unknown or cannot be used, or weights do not fit.
     """
 
+    @checked_names(OFFICIAL_NAMES)
     def __init__(
         self,
         arch: str | dict = 'tiny',

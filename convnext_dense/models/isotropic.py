@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from convnext_dense.archs import DEFAULT_KERNEL_SIZE, isotropic_arch_name, resolve_isotropic_arch
 from convnext_dense.errors import UserError
+from convnext_dense.models.argument_names import checked_names
 from convnext_dense.models.block import Block, resolve_memory
 from convnext_dense.models.fusion_rule import is_transformed
 from convnext_dense.models.layers import LayerNorm2d
@@ -52,6 +53,7 @@ class ConvNeXtIsotropic(PretrainedModule):
         UserError: An argument cannot be used, or weights do not fit.
     """
 
+    @checked_names()
     def __init__(
         self,
         arch: str | dict = 'small',

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from convnext_dense.archs import NUM_STAGES
 from convnext_dense.errors import UserError
+from convnext_dense.models.argument_names import checked_names
 from convnext_dense.models.layers import DropPath, LayerNorm2d
 from convnext_dense.models.staged import StagedBackbone, linear_rates
 from convnext_dense.weights.find import tensors_of
@@ -212,6 +213,7 @@ class ConvNeXtRoadmap(StagedBackbone):
         UserError: An argument cannot be used, or weights do not fit.
     """
 
+    @checked_names()
     def __init__(
         self,
         step: str,

@@ -8,6 +8,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from convnext_dense.errors import UserError
+from convnext_dense.models.argument_names import checked_names
 from convnext_dense.models.layers import LayerNorm2d
 
 INPUT_STRIDE = 16
@@ -31,6 +32,7 @@ class SimpleFeaturePyramid(BaseModule):
         UserError: An argument cannot be used.
     """
 
+    @checked_names()
     def __init__(
         self,
         in_channels: int,

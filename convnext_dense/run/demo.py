@@ -80,7 +80,7 @@ def _train_and_test(task: Task, folder: Path, data: Path, quick: bool) -> str:
     _call('train.py', config, '--work-dir', work_dir, '--overwrite', '--no-report', *train_options, data=data)
     checkpoint = (work_dir / 'last_checkpoint').read_text()
     drawn = work_dir / 'drawn'
-    _call('test.py', config, checkpoint, '--work-dir', work_dir / 'test', '--show-dir', drawn, data=data)
+    _call('test.py', config, checkpoint, '--work-dir', work_dir / 'test', '--show-dir', drawn, '--overwrite', data=data)
     draw_curves(work_dir, task.curves, folder / f'{task.folder}_curves.png')
     draw_predictions(drawn, folder / f'{task.folder}_predictions.png')
     return metrics_table(json.loads((work_dir / 'test' / 'metrics.json').read_text()))

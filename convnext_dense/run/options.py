@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import pickle
 import re
 import sys
@@ -15,6 +16,8 @@ from mmengine.config import Config, DictAction
 
 from convnext_dense.engine.scope import SCOPE
 from convnext_dense.errors import DiagnosableError, UserError
+from convnext_dense.outputs import is_write_failure, write_failure
+from convnext_dense.run.config_keys import check_keys
 from convnext_dense.toolkits import install_errors
 
 DATA_VARIABLE = 'CONVNEXT_DENSE_DATA'
@@ -22,7 +25,11 @@ DATA_VARIABLE = 'CONVNEXT_DENSE_DATA'
 
 @contextmanager
 def errors_as_sentences() -> Iterator[None]:
-    """End the program with one sentence and status 1 if the user can act; other errors keep their traceback."""
+    """End the program with one sentence and status 1 if the user can act; other errors keep their traceback.
+
+    The user can act on a UserError, a pickle that is refused, a missing package and a place that cannot be
+    written.
+    """
     try:
         yield
     except DiagnosableError as error:
@@ -35,6 +42,15 @@ def errors_as_sentences() -> Iterator[None]:
             f'error: the checkpoint cannot be read safely, it is damaged or holds more than tensors ({reason}): '
             'give another file, or save this one again as a plain state dict'
         )
+    except ModuleNotFoundError as error:
+        package = (error.name or '').split('.')[0]
+        if not package or package == 'convnext_dense':
+            raise
+        sys.exit(f'error: the package {package} is needed here and not installed: pip install {package}')
+    except Exception as error:
+        if not is_write_failure(error):
+            raise
+        sys.exit(f'error: {write_failure(getattr(error, "filename", None) or "a file", error)}')
 
 
 def read_config(path: str, cfg_options: Sequence[str] = ()) -> Config:
@@ -43,26 +59,77 @@ def read_config(path: str, cfg_options: Sequence[str] = ()) -> Config:
     Args:
         path: A config file.
         cfg_options: Changes as ``KEY=VALUE``, with the values that mmengine's tools accept. ``data_root=FOLDER`` moves
-            every path below the config's own ``data_root``.
+            every path below the config's own ``data_root``. A key has to be known, see
+            :func:`convnext_dense.run.config_keys.check_keys`; ``+KEY=VALUE`` sets any key.
 
     Raises:
-        UserError: There is no such file, a toolkit that it inherits from is not installed, or a change is malformed.
+        UserError: There is no such file, a toolkit that it inherits from is not installed, it needs an environment
+            variable that is not set, or a change is malformed or of an unknown key.
     """
     check_file(path, 'config')
-    changes = _parse_changes(cfg_options)
-    with install_errors():
-        cfg = Config.fromfile(path)
+    changes = _parse_changes([text.removeprefix('+') for text in cfg_options])
+    forced = {text.removeprefix('+').split('=')[0] for text in cfg_options if text.startswith('+')}
+    with install_errors(), _data_folder_as_token() as tokens:
+        try:
+            cfg = Config.fromfile(path)
+        except KeyError as error:
+            if 'os.environ' not in str(error):
+                raise
+            raise UserError(f'the config {path} needs an environment variable: {error.args[0]}') from error
+    if tokens:
+        cfg._cfg_dict.update(_with_text(cfg._cfg_dict.to_dict(), tokens))
+    for line in check_keys(cfg, [key for key in changes if key not in forced]):
+        print(line, flush=True)
     if 'data_root' in changes and 'data_root' in cfg:
         old_root = cfg.data_root.rstrip('/')
         new_root = str(changes.pop('data_root')).rstrip('/')
         # cfg._cfg_dict: a Config does not let its own dict be exchanged.
         cfg.merge_from_dict(_moved(cfg._cfg_dict.to_dict(), old_root, new_root))
-    cfg.merge_from_dict(changes)
+    try:
+        cfg.merge_from_dict(changes)
+    except (TypeError, KeyError) as error:  # a part below a value, a position that a list has not
+        reason = ' '.join(str(error).split())[:150]
+        raise UserError(f'--cfg-options do not fit the config ({reason}): correct their keys') from error
     # What a config takes from a base `convnext_dense::...` belongs to the toolkit of the config.
     for part in nested_dicts(cfg._cfg_dict):
         if part.get('_scope_') == SCOPE:
             del part['_scope_']
     return cfg
+
+
+@contextmanager
+def _data_folder_as_token() -> Iterator[dict[str, str]]:
+    """Let a folder in the environment have any name: mmengine puts the text into the Python source of a config.
+
+    An empty variable is as one that is not set.
+
+    Yields:
+        The token that stands for the folder inside, and the folder; empty if the text is harmless.
+    """
+    text = os.environ.get(DATA_VARIABLE)
+    tokens = {}
+    try:
+        if text == '':
+            del os.environ[DATA_VARIABLE]
+        elif text is not None and not re.fullmatch(r"[^\\'\"{}\x00-\x1f]*", text):
+            tokens['convnext-dense-data-folder'] = text
+            os.environ[DATA_VARIABLE] = 'convnext-dense-data-folder'
+        yield tokens
+    finally:
+        if text is not None:
+            os.environ[DATA_VARIABLE] = text
+
+
+def _with_text(value: Any, tokens: dict[str, str]) -> Any:
+    """Return ``value`` with every token in its texts replaced."""
+    if isinstance(value, dict):
+        return {key: _with_text(item, tokens) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_with_text(item, tokens) for item in value)
+    if isinstance(value, str):
+        for token, text in tokens.items():
+            value = value.replace(token, text)
+    return value
 
 
 def _parse_changes(cfg_options: Sequence[str]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
@@ -20,20 +21,24 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from convnext_dense.data_check.loading_errors import name_paths_in_errors
-from convnext_dense.engine.durable import write_durably
+from convnext_dense.data_check.splits import as_list, innermost_datasets
+from convnext_dense.durable import write_durably
 from convnext_dense.engine.finite import FiniteModelHook, FiniteStepsHook
 from convnext_dense.engine.inference_hook import PrepareForInferenceHook
 from convnext_dense.engine.load_hook import attach_load_hook
 from convnext_dense.engine.loops import RESUMED_ITERATION
+from convnext_dense.engine.prediction_files import DrawHook, KeepLabelMapsHook
 from convnext_dense.engine.preemption import PreemptionHook, SignalFlag, end_with_parent
 from convnext_dense.engine.random_state import RandomStateHook
 from convnext_dense.errors import UserError
+from convnext_dense.outputs import check_file_output, check_folder_output, check_work_folder, whole_files
 from convnext_dense.run.data import check_paths, prepare_data
 from convnext_dense.run.final_report import write_final_report
 from convnext_dense.run.machine import describe_operators, fit_to_machine
 from convnext_dense.run.metrics import MetricsHook, metrics_json, metrics_table
 from convnext_dense.run.options import nested_dicts, read_config
 from convnext_dense.run.resume_settings import compare_settings
+from convnext_dense.run.settings import settle, torch_errors
 from convnext_dense.run.watching import ProgressHook, add_trackers, memory_errors, use_own_visualizer
 from convnext_dense.run.work_dir import (
     ReplaceHook,
@@ -41,6 +46,7 @@ from convnext_dense.run.work_dir import (
     choose_start,
     claimed,
     default_work_dir,
+    is_first_process,
     use_durable_checkpoints,
     use_resumable_loop,
 )
@@ -136,6 +142,7 @@ def test(
     tta: bool = False,
     show_dir: str | None = None,
     out: str | None = None,
+    overwrite: bool = False,
     data_check: bool = True,
     decode: bool = False,
 ) -> dict[str, float]:
@@ -145,26 +152,37 @@ def test(
         config, cfg_options, work_dir, launcher, local_rank, data_check, decode: As for :func:`train`.
         checkpoint: A file with every tensor of the model.
         tta: Use the multi-scale and flip test, see :func:`use_test_time_augmentation`.
-        show_dir: Draw predictions beside ground truth into this folder.
+        show_dir: Draw predictions beside ground truth into this folder; sub-folders of the images are kept.
         out: Keep the predictions: a .pkl file for detectors, a folder of label maps for segmentors.
+        overwrite: Replace what is in ``show_dir`` and ``out``.
 
     Returns:
         The metrics by mmengine's names; empty in all processes but the first.
 
     Raises:
-        UserError: A file does not exist, or an option does not go with the config.
+        UserError: A file does not exist, an option does not go with the config, or a place cannot be written or is in
+            use.
     """
     check_source(checkpoint, 'checkpoint')
     cfg = _read_run_config(config, cfg_options, work_dir, launcher, local_rank)
     if tta:
         use_test_time_augmentation(cfg)
+    check_work_folder(Path(cfg.work_dir))
+    if not cfg.get('test_dataloader'):
+        raise UserError('the config has no test_dataloader, which a test reads: add it')
+    hooks: list[Hook] = []
     if show_dir:
-        _draw_into(cfg, Path(show_dir).absolute())
-    if out:
-        _keep_predictions(cfg, out)
-    check_paths(cfg, 'test')
-    prepare_data(cfg, ('test',), launcher, check=data_check, decode=decode)
-    return _run(cfg, launcher, 'test', Start(checkpoint))
+        check_folder_output(Path(show_dir), overwrite=overwrite)
+        hooks.append(_draw_into(cfg, Path(show_dir).absolute()))
+    with ExitStack() as written:
+        if out and cfg.get('default_scope') == 'mmseg':
+            check_folder_output(Path(out), overwrite=overwrite)
+            hooks.append(KeepLabelMapsHook(Path(out).absolute(), image_folders(cfg, 'test')))
+        elif out:
+            _keep_detections(cfg, out, overwrite, written)
+        check_paths(cfg, 'test')
+        prepare_data(cfg, ('test',), launcher, check=data_check, decode=decode)
+        return _run(cfg, launcher, 'test', Start(checkpoint), hooks)
 
 
 def _read_run_config(
@@ -239,7 +257,7 @@ def _run(
 ) -> dict[str, float]:
     """Run mmengine's runner with our hooks, print its metrics, write them to ``metrics.json`` and return them."""
     check_toolkit(cfg.get('default_scope') or 'mmengine')
-    lines = [*describe_operators(), *fit_to_machine(cfg, launcher)]
+    lines = [*describe_operators(), *fit_to_machine(cfg, launcher), *settle(cfg, launcher)]
     if launcher == 'pytorch' and get_device() == 'cpu' and not is_distributed():
         torch.distributed.init_process_group('gloo')  # mmengine's own set-up chooses a GPU first
     # What is loaded is not in the config, which the runner writes to the work folder: that file can be trained again.
@@ -261,7 +279,7 @@ def _run(
         runner.register_hook(hook)
     if sys.stdout.isatty():
         runner.register_hook(ProgressHook())
-    with memory_errors():
+    with memory_errors(), torch_errors():
         getattr(runner, task)()
     if not is_main_process():
         return {}
@@ -280,25 +298,30 @@ def _run(
     return {key: float(value) for key, value in kept.metrics.items()}
 
 
-def _draw_into(cfg: Config, folder: Path) -> None:
-    """Draw predictions beside ground truth for every test image."""
-    hook = cfg.default_hooks.get('visualization')
-    if hook is None:
-        raise UserError('--show-dir: the config has no default_hooks.visualization, which draws: add it')
-    hook.draw = True
-    if cfg.default_scope == 'mmdet':
-        hook.test_out_dir = str(folder)
-    else:
-        hook.interval = 1
-        cfg.visualizer.save_dir = str(folder)
+def _draw_into(cfg: Config, folder: Path) -> DrawHook:
+    """Return the hook that draws predictions beside ground truth for every test image."""
+    if not cfg.get('visualizer'):
+        raise UserError('--show-dir: the config has no visualizer, which draws: add it')
+    hook = (cfg.get('default_hooks') or {}).get('visualization') or {}
+    return DrawHook(folder, image_folders(cfg, 'test'), hook.get('score_thr', 0.3))
 
 
-def _keep_predictions(cfg: Config, out: str) -> None:
-    """Write detections as one pickle, segmentations as a folder of label maps, as the toolkits do."""
-    if cfg.default_scope == 'mmseg':
-        cfg.test_evaluator.update(output_dir=out, keep_results=True)
-        return
+def image_folders(cfg: Config, split: str) -> list[Path]:
+    """Return the local folders that the images of a split are in, as far as its config names them."""
+    folders = []
+    for _, dataset in innermost_datasets(cfg[f'{split}_dataloader']['dataset']):
+        prefixes = dataset.get('data_prefix') or {}
+        root = str(dataset.get('data_root') or '')
+        if '://' not in root:
+            folders.append(Path(root) / str(prefixes.get('img') or prefixes.get('img_path') or ''))
+    return folders
+
+
+def _keep_detections(cfg: Config, out: str, overwrite: bool, written: ExitStack) -> None:
+    """Let the detections be written as one pickle, as mmdet does, which gets its name when ``written`` is closed."""
     if not out.endswith(('.pkl', '.pickle')):
         raise UserError(f'--out {out}: detections are written as one pickle, give a name that ends in .pkl')
-    evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
-    cfg.test_evaluator = [*evaluators, dict(type='DumpDetResults', out_file_path=out)]
+    check_file_output(Path(out), overwrite=overwrite)
+    # The first process writes; the others only have to have the same evaluators.
+    part = written.enter_context(whole_files(Path(out))) if is_first_process() else out
+    cfg.test_evaluator = [*as_list(cfg.get('test_evaluator')), dict(type='DumpDetResults', out_file_path=str(part))]

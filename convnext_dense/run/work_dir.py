@@ -18,8 +18,8 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from convnext_dense.durable import TEMPORARY
 from convnext_dense.engine.checkpoints import POINTER, DurableCheckpointHook
-from convnext_dense.engine.durable import TEMPORARY
 from convnext_dense.engine.loops import ResumableEpochLoop, ResumableIterLoop
 from convnext_dense.engine.training_state import check_training_state
 from convnext_dense.errors import DiagnosableError, UserError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ class SwapRequest:
     Attributes:
         arch: Of our ConvNeXt; None is ``'tiny'``, or the arch of a ConvNeXt that is there already.
         weights: For the backbone; None if none were given.
+        weights_arguments: Of the ConvNeXt that these belong to, as far as known.
         recipe: Train as the official recipes do.
         segmentation: The model is a segmentor.
         scope: Scope of the config, such as ``'mmdet'``.
@@ -39,6 +40,7 @@ class SwapRequest:
 
     arch: str | dict | None
     weights: str | None
+    weights_arguments: Mapping[str, Any]
     recipe: bool
     segmentation: bool
     scope: str
@@ -82,8 +84,9 @@ def new_backbone(site: Site, found: Found, request: SwapRequest) -> NewBackbone:
     """Choose the arguments of the ConvNeXt, all but its outputs; a ConvNeXt that is there keeps its own."""
     old = arguments_of(site.backbone)
     old_arch = old.get('arch', DEFAULT_ARCH)
-    keeps_arch = found.was_convnext and (request.arch is None or resolve_arch(request.arch) == resolve_arch(old_arch))
-    arch = old_arch if keeps_arch else request.arch or DEFAULT_ARCH
+    wanted_arch = request.weights_arguments.get('arch', request.arch)
+    keeps_arch = found.was_convnext and (wanted_arch is None or resolve_arch(wanted_arch) == resolve_arch(old_arch))
+    arch = old_arch if keeps_arch else wanted_arch or DEFAULT_ARCH
     recipe = read_recipe(arch, request.segmentation)
     # In the scope of a classifier, 'ConvNeXt' is theirs.
     arguments = dict(type='mmengine.ConvNeXt' if request.scope in CLASSIFIERS else 'ConvNeXt', arch=arch)
@@ -95,10 +98,13 @@ def new_backbone(site: Site, found: Found, request: SwapRequest) -> NewBackbone:
         in_channels = old.get('in_channels', 3)
         if isinstance(in_channels, int) and in_channels not in (0, 3):
             arguments.update(in_channels=in_channels)
+        if old.get('with_cp'):
+            arguments.update(with_cp=True)
     if request.recipe:
         arguments.update(drop_path_rate=recipe.drop_path_rate)
         # ConvNeXt V2 has no layer scale.
         arguments.update(layer_scale_init_value=0.0 if arguments.get('use_grn') else recipe.layer_scale_init_value)
+    arguments.update({key: value for key, value in request.weights_arguments.items() if key != 'arch'})
     keeps_weights = keeps_arch and is_pretrained(old.get('init_cfg'))
     if request.weights:
         arguments.update(init_cfg=dict(type='Pretrained', checkpoint=request.weights))

@@ -8,6 +8,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from convnext_dense.errors import UserError
+from convnext_dense.outputs import whole_files
 from convnext_dense.swap.diff import differences, overrides
 from convnext_dense.swap.formatting import as_source, error_summary
 
@@ -28,7 +29,12 @@ def read_config(path: str | Path) -> Config:
         heir.write_text(f'_base_ = {base!r}\n')
         try:
             cfg = Config.fromfile(heir, import_custom_modules=False)
-        except (OSError, ImportError) as error:
+        except (OSError, ImportError, RuntimeError, ValueError, SyntaxError) as error:
+            if 'lazy_import' in str(error):
+                raise UserError(
+                    f'{path} is a new-style config, whose types are Python objects: write it with types as text by '
+                    "Config.fromfile(...).dump('flat.py'), and give that file"
+                ) from error
             raise UserError(f'the config {path} cannot be read: {error_summary(error)}') from error
     object.__setattr__(cfg, '_filename', base)  # Config's own __setattr__ would set a key of the config
     return cfg
@@ -50,7 +56,8 @@ def write_config(source: str | Path | None, before: Config, after: Config, out: 
         out: The file to write.
 
     Raises:
-        UserError: Nothing can inherit from ``before``, or not with these changes, or ``out`` is ``source``.
+        UserError: Nothing can inherit from ``before``, or not with these changes, or ``out`` is ``source`` or cannot be
+            written.
     """
     out = Path(out)
     if not source:
@@ -58,16 +65,12 @@ def write_config(source: str | Path | None, before: Config, after: Config, out: 
     base = base_of(source)
     if out.resolve() == Path(base):
         raise UserError(f'{out} is the config to swap: give another file to write')
-    draft = out.with_name(f'{out.stem}_draft.py')
-    draft.write_text(_source_text(base, before, after))
-    try:
+    with whole_files(out) as draft:
+        draft.write_text(_source_text(base, before, after))
         if Config.fromfile(draft, import_custom_modules=False).to_dict() != after.to_dict():
             raise UserError(
                 f'{base} cannot be inherited from with these changes: use swap_backbone in Python and Config.dump'
             )
-        draft.replace(out)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _source_text(base: str, before: Config, after: Config) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from convnext_dense.archs import NUM_STAGES
 from convnext_dense.swap.backbone import SwapRequest, new_backbone, pretrained_source
 from convnext_dense.swap.config_tree import Change
 from convnext_dense.swap.observe import observe
@@ -64,6 +65,12 @@ def plan_site(site: Site, request: SwapRequest) -> SitePlan:
     found = observe(site, request.scope)
     new = new_backbone(site, found, request)
     notes = []
+    frozen = site.backbone.get('frozen_stages', -1)
+    if not found.was_convnext and isinstance(frozen, int) and frozen > 0:
+        notes.append(
+            f'frozen_stages={frozen} of {site.place} was for the old backbone, ConvNeXt trains all stages: '
+            f'model.{site.place}.frozen_stages={min(frozen, NUM_STAGES)} freezes as many'
+        )
     if site.neck is None:
         wiring = wire_to_heads(site, new, found, found.backbone.features)
     elif found.neck and makes_needless_pyramid(found):

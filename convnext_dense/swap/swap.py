@@ -19,6 +19,7 @@ from convnext_dense.swap.plan import plan_site
 from convnext_dense.swap.probe import import_models, parameter_names
 from convnext_dense.swap.settings import import_changes, input_statistics, old_weights_changes, preprocessing_changes
 from convnext_dense.swap.sites import find_sites
+from convnext_dense.swap.weights import arguments_for
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,9 @@ def swap_backbone(
 
     Args:
         cfg: A config of mmdet, mmseg or another toolkit on mmengine, its path, or ``'mmdet::...'``.
-        arch: Of our ConvNeXt; None is ``'tiny'``, or the arch of a ConvNeXt that is there already.
-        weights: For the backbone, from every source of ``init_cfg``, see the guide to weights.
+        arch: Of our ConvNeXt; None is that of the weights, of a ConvNeXt that is there already, or ``'tiny'``.
+        weights: For the backbone, from every source of ``init_cfg``, see the guide to weights. Their name or file says
+            arch, GRN and stem.
         recipe: Also set AdamW, layer decay, drop path and mixed precision as the official recipes do.
 
     Returns:
@@ -76,9 +78,11 @@ def swap_config(
     if arch is not None:
         resolve_arch(arch)
     _check_model(before, source)
+    weights_arguments, weights_notes = arguments_for(weights, arch) if weights else ({}, [])
     request = SwapRequest(
         arch=arch,
         weights=weights,
+        weights_arguments=weights_arguments,
         recipe=recipe,
         segmentation='decode_head' in before.model,
         scope=before.get('default_scope') or 'mmengine',
@@ -105,7 +109,7 @@ def swap_config(
         optimizer, optimizer_notes = optimizer_changes(with_convnext, plans, request, names)
         after = with_changes(with_convnext, optimizer)
     site_notes = [note for plan in plans for note in plan.notes]
-    notes = (*site_notes, *preprocessing_notes, *old_weights_notes, *build_notes, *optimizer_notes)
+    notes = (*weights_notes, *site_notes, *preprocessing_notes, *old_weights_notes, *build_notes, *optimizer_notes)
     return SwappedConfig(source, before, after, notes)
 
 

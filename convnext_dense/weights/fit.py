@@ -230,12 +230,29 @@ def _advice(wanted: Wanted, backbone: Backbone) -> str:
         f': the file ({backbone.dialect.name} names, prefix {backbone.prefix!r}) looks like '
         f'{as_written({"arch": of_file["arch"]})}, the model is {as_written({"arch": of_model["arch"]})}; '
     )
+    of_file, of_model = _with_defaults(of_file), _with_defaults(of_model)
     differing = [key for key in of_file if of_file[key] != of_model.get(key)]
+    if 'stem' in differing and 'stem_patch_size' in differing:
+        differing.remove('stem_patch_size')  # of the one kind of stem alone
+    if 'arch' in differing:  # the name of a variant brings its own stem, norm and kernels
+        differing = [key for key in differing if key not in variant_arguments(of_file['arch'])]
     if not differing:
         return text + 'the file is incomplete or damaged: give another one'
     to_set = as_written({key: of_file[key] for key in differing})
     to_have = as_written({key: of_model[key] for key in differing if key in of_model})
     return text + f'set {to_set} in the backbone, or give a file for {to_have}'
+
+
+def _with_defaults(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Add what arguments that were read off shapes leave out: the stem, norm and biases of the official network."""
+    if 'use_grn' not in arguments:  # isotropic
+        return arguments
+    official = dict(stem='patch', norm_cfg=dict(type='LN2d'), conv_bias=True, kernel_size=DEFAULT_KERNEL_SIZE)
+    variant = variant_arguments(arguments['arch'])
+    implied: dict[str, Any] = {key: variant.get(key, value) for key, value in official.items()}
+    if implied['norm_cfg'].get('type') in ('LN2d', 'LN'):  # another eps leaves no trace
+        implied['norm_cfg'] = official['norm_cfg']
+    return {**implied, **arguments}
 
 
 def _summary(

@@ -7,6 +7,7 @@ import json
 import mmap as memory_map
 import os
 import pickle
+import pickletools
 import re
 import struct
 import zipfile
@@ -80,13 +81,19 @@ def read_file(path: Path, trust: bool = False, mmap: bool = True, verify: bool =
     if is_zip:
         _check_zip(path, size, verify)
     refusal = (
-        '{} holds more than plain tensors ({}), which was not executed: give another file, or, if you trust its '
+        '{} holds code, not only tensors ({}), which was not executed: give another file, or, if you trust its '
         'author, convert it by tools/convert_checkpoint.py --trust-checkpoint'
     )
     # What pickle writes without torch; detectron2 keeps numpy arrays so.
     is_plain_pickle = head.startswith(b'\x80') and head[4:14] != TORCH_MAGIC
     if is_plain_pickle and not trust:
-        raise UserError(refusal.format(path, 'it is a pickle of Python objects'))
+        names = called_names(path.read_bytes())
+        if names:
+            raise UserError(refusal.format(path, f'a pickle that calls {names}'))
+        raise UserError(
+            f'{path} is a pickle of Python objects, which may hold code and was not executed: give another file, or, '
+            'if you trust its author, convert it by tools/convert_checkpoint.py --trust-checkpoint'
+        )
     try:
         if is_plain_pickle:
             return pickle.loads(path.read_bytes())
@@ -96,11 +103,60 @@ def read_file(path: Path, trust: bool = False, mmap: bool = True, verify: bool =
     except Exception as error:  # a file from elsewhere can fail in every way
         text = str(error).split('WeightsUnpickler error: ')[-1]
         code = re.match(r'(?:Unsupported global|Unsupported class|Trying to|Can only)[^\n]*', text)
-        if code and not trust:
-            raise UserError(refusal.format(path, clause(code[0]))) from error
+        names = called_names(_pickle_in(path))
+        if (code or names) and not trust:
+            reason = f'a pickle that calls {names}' if names else clause(code[0] if code else text)
+            raise UserError(refusal.format(path, reason)) from error
         raise UserError(
             f'{path} is damaged or no checkpoint ({clause(text) or type(error).__name__}): get the file again'
         ) from error
+
+
+# What files of tensors name anyway.
+HARMLESS = re.compile(
+    r'collections\.OrderedDict|torch\._utils\.\w+|torch\.(\w+(Storage|Tensor)|device|Size|\w+\d+)|numpy\..*|_codecs\.encode'
+    r'|argparse\.Namespace|mmengine\.logging\.history_buffer\.HistoryBuffer|(builtins|__builtin__)\.(getattr|set)'
+)
+
+
+def called_names(content: bytes, limit: int = 3) -> str:
+    """Return the classes and functions that a pickle would call, such as ``posix.system``, without running it."""
+    names: list[str] = []
+    texts: list[str | None] = []  # pushed one after the other; None for anything else
+    memo: dict[int, str | None] = {}
+    try:
+        for operation, argument, _ in pickletools.genops(content):
+            if operation.name in ('GLOBAL', 'INST'):
+                names.append(str(argument).replace(' ', '.'))
+            elif operation.name == 'STACK_GLOBAL':
+                names.append('.'.join(str(text) for text in texts[-2:]))
+            if operation.name == 'MEMOIZE':
+                memo[len(memo)] = texts[-1]
+            elif 'PUT' in operation.name:
+                memo[argument or 0] = texts[-1]
+            elif 'GET' in operation.name:
+                texts.append(memo.get(argument or 0))
+            else:
+                texts.append(argument if isinstance(argument, str) and 'UNICODE' in operation.name else None)
+    except Exception:  # a pickle from elsewhere can be malformed in every way
+        pass
+    found = [name for name in dict.fromkeys(names) if not HARMLESS.fullmatch(name)]
+    return ', '.join(clause(name) for name in found[:limit]) + (', ...' if len(found) > limit else '')
+
+
+def _pickle_in(path: Path) -> bytes:
+    """Return the pickles in a file of torch: of a zip the entry ``data.pkl``, else all, one behind the other."""
+    if not zipfile.is_zipfile(path):
+        content = path.read_bytes()
+        if content[4:14] != TORCH_MAGIC and content[2:14].find(TORCH_MAGIC) < 0:
+            return content
+        begin = 0
+        for _ in range(3):  # magic number, version, machine
+            begin = content.find(b'.', begin) + 1
+        return content[begin:]
+    with zipfile.ZipFile(path) as archive:
+        name = next((name for name in archive.namelist() if name.endswith('data.pkl')), None)
+        return archive.read(name) if name else b''
 
 
 @contextmanager

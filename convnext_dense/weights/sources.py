@@ -128,6 +128,14 @@ def check_source(source: str, what: str) -> None:
         raise UserError(f'there is no {what} file {source}: check the path (working folder: {Path.cwd()})')
 
 
+def local_file(source: str) -> Path | None:
+    """Return the file of weights if it is on this machine, given by its path or in the folder of weights."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path
+    return _in_folder(Path(urlsplit(official_files().get(source, source)).path).name)
+
+
 def fetch(source: str) -> Path:
     """The local file of weights.
 
@@ -215,11 +223,30 @@ def load_from_convnext_dense(filename: str, map_location: Any = None) -> Any:
     """
     source = filename.removeprefix(SCHEME)
     checkpoint = read(source, mmap=False)
+    check_structure(checkpoint, source)
     strip_code(checkpoint)
     clauses = facts_of(source, checkpoint).clauses()
     if clauses:
         print_log(f'{source}: {"; ".join(clauses)}', logger='current')
     return checkpoint
+
+
+def check_structure(checkpoint: Any, source: str) -> None:
+    """Raise UserError unless a checkpoint has the structure of a model's: tensors by names, and facts in a dict."""
+    problem = None
+    if not isinstance(checkpoint, Mapping):
+        problem = f'it holds a {type(checkpoint).__name__}'
+    else:
+        state = checkpoint.get('state_dict', checkpoint)
+        if not isinstance(state, Mapping):
+            problem = f'its state_dict is a {type(state).__name__}'
+        elif not all(isinstance(name, str) for name in state):
+            odd = next(name for name in state if not isinstance(name, str))
+            problem = f'it has the name {odd!r}, which is a {type(odd).__name__}'
+        elif not isinstance(checkpoint.get('meta') or {}, Mapping):
+            problem = f'its meta is a {type(checkpoint["meta"]).__name__}'
+    if problem:
+        raise UserError(f'{source} is no checkpoint of a model, {problem}: give a file of tensors by their names')
 
 
 def _in_folder(*names: str) -> Path | None:

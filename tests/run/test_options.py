@@ -20,7 +20,7 @@ def config(tmp_path) -> str:
 
 def test_values_are_those_of_mmengine(config):
     """Numbers, booleans, None, lists and tuples, as mmengine's DictAction reads them."""
-    cfg = read_config(config, ['model.depth=101', 'model.norm.type=None', 'a=[(1,2.5),(True,x)]', 'b=1,2', 'c=d=e'])
+    cfg = read_config(config, ['model.depth=101', 'model.norm.type=None', '+a=[(1,2.5),(True,x)]', '+b=1,2', '+c=d=e'])
     assert cfg.model == dict(depth=101, norm=dict(type=None))
     assert cfg.a == [(1, 2.5), (True, 'x')] and cfg.b == [1, 2] and cfg.c == 'd=e'
 

@@ -250,9 +250,9 @@ def test_old_weights_go():
     assert any('load_from=' in note for note in swap.notes) and any(
         'no weights were given' in note for note in swap.notes
     )
-    swap = swap_config(RETINANET, 'atto', weights='convnext_atto.pth')
-    assert swap.after.model.backbone.init_cfg == dict(type='Pretrained', checkpoint='convnext_atto.pth')
-    assert not swap.notes
+    swap = swap_config(RETINANET, 'atto', weights='timm:convnext_atto.d2_in1k')
+    assert swap.after.model.backbone.init_cfg == dict(type='Pretrained', checkpoint='timm:convnext_atto.d2_in1k')
+    assert [note.split(',')[0] for note in swap.notes] == ['frozen_stages=1 of backbone was for the old backbone']
 
 
 def test_optimizer_stays_without_names_of_the_old_backbone():
@@ -504,7 +504,7 @@ def test_own_config_is_not_overwritten(tmp_path, tool):
     mine = tmp_path / 'mine.py'
     mine.write_text(f'_base_ = {RETINANET!r}\n')
     message, _ = tool('swap_backbone', mine, '-o', mine)
-    assert 'is the config to swap' in message and 'ConvNeXt' not in mine.read_text()
+    assert 'is the file that is read' in message and 'ConvNeXt' not in mine.read_text()
 
 
 GUIDE = (ROOT / 'docs' / 'guides' / 'swap.md').read_text()

@@ -26,7 +26,7 @@ def write_durably(path: Path, content: bytes | str) -> None:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Force the content of a complete file to the disk and rename it to ``path``, in the same folder."""
+    """Force the content of a complete file to the disk and rename it to ``path``, on the same file system."""
     with temporary.open('rb') as file:
         os.fsync(file.fileno())
     temporary.replace(path)
