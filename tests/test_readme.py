@@ -44,6 +44,11 @@ val_dataloader = dict(dataset=dict(pipeline=[*load, dict(type='PackDetInputs', *
 """
 
 
+def test_version_is_the_first_of_the_changelog():
+    versions = re.findall(r'^## \[([\d.]+)\]', (ROOT / 'CHANGELOG.md').read_text(), re.M)
+    assert versions == ['0.2.0', '0.1.0'] and convnext_dense.__version__ == versions[0]
+
+
 def test_readme_is_short():
     lines = (ROOT / 'README.md').read_text().splitlines()
     assert len(lines) <= 150 and max(map(len, lines)) <= 120
