@@ -25,6 +25,7 @@ from convnext_dense.run.options import errors_as_sentences
 ROOT = Path(__file__).resolve().parents[2]
 README, PICTURE = ROOT / 'README.md', ROOT / 'docs' / 'model_zoo.svg'
 ZOO, SPEED = ROOT / 'docs' / 'reference' / 'model_zoo.md', ROOT / 'docs' / 'reference' / 'benchmarks.md'
+MEMORY = ROOT / 'docs' / 'guides' / 'memory_and_speed.md'
 ROADMAP, ROADMAP_PICTURE = ROOT / 'docs' / 'design' / 'roadmap.md', ROOT / 'docs' / 'design' / 'roadmap.svg'
 FOLDERS = ('mask_rcnn', 'cascade_mask_rcnn', 'upernet')
 DEMO = 'convnext_digits.py'
@@ -225,6 +226,37 @@ def performance_table() -> str:
     return f'{table(["ms", *(f"{SIZES[arch]} {mode} {dtype}" for arch, mode, dtype, _ in columns)], rows)}\n\n{text}'
 
 
+# Rows of the memory table: what a user writes, the row that was measured, what is computed again.
+MEMORY_ROWS = (
+    ('plain autograd', 'ours eager', 'nothing'),
+    ("`'default'`", 'ours', 'nothing'),
+    ("`'lean'`", 'ours lean', 'the first Linear of each block'),
+    ("`'checkpoint'`, or `with_cp=True`", 'ours checkpoint', 'the whole block'),
+)
+
+
+def memory_table() -> str:
+    """What a block saves for the backward pass, and the time of a step, as measured for ConvNeXt-T."""
+    result = json.loads((BENCHMARKS / 'cpu_tiny_train.json').read_text())
+    measured = {(row['name'], row['dtype']): row for row in result['rows']}
+    rows = []
+    for setting, name, again in MEMORY_ROWS:
+        cells = [setting]
+        for dtype in ('bf16', 'fp32'):
+            row = measured[name, dtype]
+            cells += [f'{row["bytes_per_token_channel"]:.3g}', f'{row["min"] * 1000:.0f}']
+        rows.append([*cells, again])
+    header = [
+        '`memory`',
+        'bytes, bf16 mixed precision',
+        'ms',
+        'bytes, fp32',
+        'ms',
+        'computed again in the backward pass',
+    ]
+    return table(header, rows)
+
+
 def points(folders: dict[str, dict]) -> list[tuple[str, str, str, float, float, float]]:
     """(task, method, series, params in M, FLOPs in G, accuracy) of every row with a published accuracy."""
     found = []
@@ -341,6 +373,7 @@ def main() -> None:
         wanted[README] = with_tables(README, {'models': short_table(folders)})
         wanted[ZOO] = with_tables(ZOO, model_tables(folders) | {'archs': arch_table()})
         wanted[SPEED] = with_tables(SPEED, {'performance': performance_table()})
+        wanted[MEMORY] = with_tables(MEMORY, {'memory': memory_table()})
         wanted[ROADMAP] = with_tables(ROADMAP, {'roadmap': markdown_table()})
         pictures = {PICTURE: (points(folders), draw), ROADMAP_PICTURE: (figure_data(), draw_figure)}
         stale = [path for path, text in wanted.items() if path.read_text() != text]
