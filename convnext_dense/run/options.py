@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import pickle
 import re
 import sys
@@ -38,13 +39,15 @@ def read_config(path: str, cfg_options: Sequence[str] = ()) -> Config:
     """Read a config and change it as the option ``--cfg-options`` says.
 
     Args:
-        path: A config file.
+        path: A config file, or ``PACKAGE::PATH`` for one that an installed package brings, such as
+            ``convnext_dense::mask_rcnn/convnext_t_3x_coco.py``.
         cfg_options: Changes as ``KEY=VALUE``, with the values that mmengine's tools accept. ``data_root=FOLDER`` moves
             every path below the config's own ``data_root``.
 
     Raises:
         UserError: There is no such file, a toolkit that it inherits from is not installed, or a change is malformed.
     """
+    path = _file_of_package(path) if '::' in path else path
     check_file(path, 'config')
     changes = _parse_changes(cfg_options)
     with install_errors():
@@ -56,6 +59,15 @@ def read_config(path: str, cfg_options: Sequence[str] = ()) -> Config:
         cfg.merge_from_dict(_moved(cfg._cfg_dict.to_dict(), old_root, new_root))
     cfg.merge_from_dict(changes)
     return cfg
+
+
+def _file_of_package(name: str) -> str:
+    """Return the file of ``PACKAGE::PATH``."""
+    package, _, path = name.partition('::')
+    found = importlib.util.find_spec(package) if package.isidentifier() else None
+    if found is None or not found.submodule_search_locations:
+        raise UserError(f'{name} is a config of the package {package!r}, which is not installed: install it')
+    return str(Path(found.submodule_search_locations[0]) / '.mim' / 'configs' / path)
 
 
 def _parse_changes(cfg_options: Sequence[str]) -> dict[str, Any]:
