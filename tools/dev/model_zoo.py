@@ -257,8 +257,8 @@ def memory_table() -> str:
     return table(header, rows)
 
 
-def points(folders: dict[str, dict]) -> list[tuple[str, str, str, float, float, float]]:
-    """(task, method, series, params in M, FLOPs in G, accuracy) of every row with a published accuracy."""
+def points(folders: dict[str, dict]) -> list[tuple[str, str, str, float, float]]:
+    """(task, method, series, FLOPs in G, accuracy) of every row with a published accuracy."""
     found = []
     for folder, content in folders.items():
         for model in content['Models']:
@@ -276,7 +276,6 @@ def points(folders: dict[str, dict]) -> list[tuple[str, str, str, float, float, 
                         task,
                         content['Collections'][0]['Name'],
                         series,
-                        round(metadata['Parameters'] / 1e6, 1),
                         round(metadata['FLOPs'] / 1e9, 1),
                         value,
                     )
@@ -290,7 +289,7 @@ def digest_of(data: list[tuple]) -> str:
 
 
 def draw(data: list[tuple], out: Path, description: str) -> None:
-    """Draw the published accuracy over measured FLOPs and parameters into an SVG file with this description."""
+    """Draw the published accuracy over counted FLOPs into an SVG file with this description."""
     import matplotlib
 
     matplotlib.use('Agg')
@@ -306,37 +305,30 @@ def draw(data: list[tuple], out: Path, description: str) -> None:
     # Text stays text and ids do not change from run to run.
     with plt.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'model zoo', 'font.size': 9}):
         tasks = list(dict.fromkeys(point[0] for point in data))
-        figure, axes = plt.subplots(len(tasks), 2, figsize=(9, 7), sharey='row')
-        for task, row in zip(tasks, axes):
-            for axis, column, label in zip(row, (4, 3), ('FLOPs (G, measured)', 'parameters (M, measured)')):
-                for series, (color, marker, line) in styles.items():
-                    for method in dict.fromkeys(point[1] for point in data if point[0] == task):
-                        chosen = sorted(
-                            point[column : column + 1] + point[5:]
-                            for point in data
-                            if point[:3] == (task, method, series)
+        figure, axes = plt.subplots(1, len(tasks), figsize=(9, 3.6))
+        for task, axis in zip(tasks, axes):
+            for series, (color, marker, line) in styles.items():
+                for method in dict.fromkeys(point[1] for point in data if point[0] == task):
+                    chosen = sorted(point[3:] for point in data if point[:3] == (task, method, series))
+                    if chosen:
+                        axis.plot(
+                            *zip(*chosen),
+                            color=color,
+                            marker=marker,
+                            linestyle=line,
+                            markersize=5,
+                            markerfacecolor='white' if method == 'Mask R-CNN' else color,
+                            label=series,
                         )
-                        if chosen:
-                            axis.plot(
-                                *zip(*chosen),
-                                color=color,
-                                marker=marker,
-                                linestyle=line,
-                                markersize=5,
-                                markerfacecolor='white' if method == 'Mask R-CNN' else color,
-                                label=series,
-                            )
-                axis.set_xlabel(label)
-                axis.grid(alpha=0.3)
-            row[0].set_ylabel(f'{task} (published)')
-        axes[0][0].annotate(
-            'hollow: Mask R-CNN\nfilled: Cascade Mask R-CNN', (0.97, 0.05), xycoords='axes fraction', ha='right'
-        )
-        axes[1][0].annotate('UperNet', (0.97, 0.05), xycoords='axes fraction', ha='right')
+            axis.set_xlabel('FLOPs (G, counted)')
+            axis.set_ylabel(f'{task} (published)')
+            axis.grid(alpha=0.3)
+        for axis, text in zip(axes, ('hollow: Mask R-CNN\nfilled: Cascade Mask R-CNN', 'UperNet')):
+            axis.annotate(text, (0.97, 0.05), xycoords='axes fraction', ha='right')
         handles = {text: handle for axis in axes.flat for handle, text in zip(*axis.get_legend_handles_labels())}
         shown = [series for series in styles if series in handles]
         figure.legend([handles[series] for series in shown], shown, loc='upper center', ncols=3, frameon=False)
-        figure.tight_layout(rect=(0, 0, 1, 0.93))
+        figure.tight_layout(rect=(0, 0, 1, 0.88))
         figure.savefig(out, metadata={'Date': None, 'Description': description})
         plt.close(figure)
 
