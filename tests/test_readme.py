@@ -54,6 +54,16 @@ def test_readme_is_short():
     assert len(lines) <= 150 and max(map(len, lines)) <= 120
 
 
+def test_versions_that_were_run_are_the_pinned_ones():
+    table = (ROOT / 'README.md').read_text().partition('## Supported versions')[2].partition('\n## ')[0]
+    run_here = dict(re.findall(r'^\| (?:mmcv or )?([\w-]+) \|.*\| ([\d.]+) \|$', table, re.M))
+    pins = dict(re.findall(r'^([\w-]+)==([^\s;]+)', (ROOT / 'constraints.txt').read_text(), re.M))
+    assert set(run_here) == {'Python', 'torch', 'mmengine', 'mmcv-lite', 'mmdet', 'mmsegmentation'}
+    assert {name: pins[name] for name in run_here if name != 'Python'} == {
+        name: version for name, version in run_here.items() if name != 'Python'
+    }
+
+
 @pytest.mark.parametrize('name', ['README.md', 'CONTRIBUTING.md', 'SECURITY.md'])
 def test_links_lead_to_files(name):
     links = re.findall(r'\]\((?!https?://)([^)#]+)', (ROOT / name).read_text())
