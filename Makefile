@@ -14,8 +14,8 @@ QUICK ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow test-first test-others test-slow-first test-slow-others test-export test-faults test-large \
-  test-mmcv test-versions docs install lint clean
+.PHONY: demo test test-slow test-first test-others test-slow-first test-slow-others test-export test-faults test-docs \
+  test-large test-mmcv test-versions docs install lint clean
 
 demo: $(STAMP)
 	$(BIN)/python tools/demo.py $(DEMO_DIR) $(if $(filter-out 0,$(QUICK)),--quick)
@@ -55,6 +55,10 @@ test-faults: $(STAMP)
 test-large: $(STAMP)
 	$(PYTEST) -m large
 
+# The notebooks, and the code blocks of the pages that take more than 20 s.
+test-docs: $(VENV)/.installed-docs
+	$(PYTEST) -m docs tests/docs
+
 # The provided operators against the compiled ones, in an environment of its own.
 test-mmcv:
 	$(MAKE) VENV=.venv-mmcv TOOLKIT=openmmlab MMCV=build install
@@ -81,7 +85,7 @@ docs: $(VENV)/.installed-docs
 	@echo "written: docs/_build/index.html"
 
 $(VENV)/.installed-docs: $(STAMP)
-	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e '.[$(TOOLKIT),docs]'
+	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e '.[$(TOOLKIT),docs,notebooks]'
 	@touch $@
 
 lint: $(STAMP)

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import runpy
 import sys
 from contextlib import redirect_stdout, suppress
@@ -24,6 +25,8 @@ extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon', 'sphin
 exclude_patterns = ['_build']
 html_theme = 'furo'
 html_title = project
+html_static_path = ['_static']
+html_css_files = ['site.css']
 
 myst_enable_extensions = ['deflist']
 myst_heading_anchors = 3
@@ -33,12 +36,15 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
 nitpicky = True
-# Packages without pages that could be built without a network, and modules of ours that are not public.
-nitpick_ignore_regex = [
-    (r'py:.*', r'(torch|mmengine|numpy|np|collections|pathlib|typing)\b.*'),
-    (r'py:.*', r'convnext_dense\.(models|weights|swap|engine|run|runtime\.metadata)\b.*'),
-    (r'py:.*', r'(StagedBackbone|LayeredModule)\b.*'),
-]
+# Other people's packages: their pages cannot be had without a network.
+nitpick_ignore_regex = [(r'py:.*', r'(torch|mmengine|numpy|np|collections|pathlib|typing)\b.*')]
+
+# Pages about the project, which run nothing.
+PROJECT_PAGES = ('index', 'contributing', 'changelog', 'licences')
+PINS = dict(re.findall(r'^([\w-]+)==([^\s;]+)', (ROOT / 'constraints.txt').read_text(), re.M))
+RUN_WITH = 'Run with {} on Linux and x86-64 CPUs.'.format(
+    ', '.join(f'{name} {PINS[name]}' for name in ('torch', 'mmengine', 'mmcv-lite', 'mmdet', 'mmsegmentation'))
+)
 
 
 sys.path.insert(0, str(ROOT / 'tools'))  # as for the scripts there
@@ -65,5 +71,15 @@ class CommandLine(SphinxDirective):
         return [nodes.literal_block(printed.getvalue(), printed.getvalue(), language='text')]
 
 
+def name_versions(app: Sphinx, page: str, source: list[str]) -> None:
+    """End every page with what it was run on, in addition to what the page itself says about that.
+
+    Measured pages name their own machine and versions.
+    """
+    if page not in PROJECT_PAGES and not page.startswith('benchmarks/'):
+        source[0] += f'\n\n*{RUN_WITH}*\n'
+
+
 def setup(app: Sphinx) -> None:
+    app.connect('source-read', name_versions)
     app.add_directive('command-line', CommandLine)

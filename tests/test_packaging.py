@@ -103,10 +103,10 @@ def test_content_of_the_wheel(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {name.split('/')[0] for name in names} == {
         'convnext_dense',
-        'convnext_dense-0.1.0.data',
-        'convnext_dense-0.1.0.dist-info',
+        'convnext_dense-0.2.0.data',
+        'convnext_dense-0.2.0.dist-info',
     }
-    assert [name for name in names if '.data/' in name] == ['convnext_dense-0.1.0.data/scripts/convnext-dense']
+    assert [name for name in names if '.data/' in name] == ['convnext_dense-0.2.0.data/scripts/convnext-dense']
     assert {name for name in names if '/.mim/' in name} == {
         f'convnext_dense/.mim/{name}'
         for name in (
@@ -125,7 +125,7 @@ def test_content_of_the_wheel(wheel):
     assert {name for name in names if name.endswith('.py') and '/.mim/' not in name} == modules
     assert {'convnext_dense/weights/official_weights.txt', 'convnext_dense/py.typed'} <= names
     assert not [name for name in names if 'benchmark' in name or 'tests' in name or 'model_zoo' in name]
-    metadata = zipfile.ZipFile(wheel).read('convnext_dense-0.1.0.dist-info/METADATA').decode()
+    metadata = zipfile.ZipFile(wheel).read('convnext_dense-0.2.0.dist-info/METADATA').decode()
     needs = [line for line in metadata.splitlines() if line.startswith('Requires-Dist') and 'extra' not in line]
     assert needs == [], 'nothing that could replace a toolkit that is there, and no torch for the runtime'
 

@@ -44,9 +44,24 @@ val_dataloader = dict(dataset=dict(pipeline=[*load, dict(type='PackDetInputs', *
 """
 
 
+def test_version_is_the_first_of_the_changelog():
+    versions = re.findall(r'^## \[([\d.]+)\]', (ROOT / 'CHANGELOG.md').read_text(), re.M)
+    assert versions == ['0.2.0', '0.1.0'] and convnext_dense.__version__ == versions[0]
+
+
 def test_readme_is_short():
     lines = (ROOT / 'README.md').read_text().splitlines()
     assert len(lines) <= 150 and max(map(len, lines)) <= 120
+
+
+def test_versions_that_were_run_are_the_pinned_ones():
+    table = (ROOT / 'README.md').read_text().partition('## Supported versions')[2].partition('\n## ')[0]
+    run_here = dict(re.findall(r'^\| (?:mmcv or )?([\w-]+) \|.*\| ([\d.]+) \|$', table, re.M))
+    pins = dict(re.findall(r'^([\w-]+)==([^\s;]+)', (ROOT / 'constraints.txt').read_text(), re.M))
+    assert set(run_here) == {'Python', 'torch', 'mmengine', 'mmcv-lite', 'mmdet', 'mmsegmentation'}
+    assert {name: pins[name] for name in run_here if name != 'Python'} == {
+        name: version for name, version in run_here.items() if name != 'Python'
+    }
 
 
 @pytest.mark.parametrize('name', ['README.md', 'CONTRIBUTING.md', 'SECURITY.md'])

@@ -13,7 +13,7 @@ def argument_parser(docstring: str | None) -> argparse.ArgumentParser:
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Add the config and the changes to it, named as in mmdet's and mmseg's tools."""
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', help='config file, or PACKAGE::PATH for one of an installed package')
     add_cfg_options(parser)
 
 

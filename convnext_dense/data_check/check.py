@@ -41,7 +41,7 @@ def check_data(
     Files are opened only if the config can be used.
 
     Args:
-        cfg: A config of mmdet or mmseg, after :func:`follow_names`.
+        cfg: A config of mmdet or mmseg, after ``follow_names``.
         names: Splits, of 'train', 'val' and 'test'; those without a dataloader in the config are left out.
         decode: Decode the pixels of every image instead of reading headers.
         use_cache: Take findings of an earlier check if no file has changed since.

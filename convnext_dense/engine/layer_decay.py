@@ -23,18 +23,19 @@ class ConvNeXtLayerDecayConstructor(DefaultOptimWrapperConstructor):
     """Lower learning rates for the layers near the image; no weight decay for biases and 1-D parameters.
 
     Learning rate of a parameter: ``lr * decay_rate ** (num_layers + 1 - id)`` with the ids of
-    :meth:`LayeredModule.layer_id`; everything outside such a module, and the output norms, get the full rate. A
+    :meth:`.LayeredModule.layer_id`; everything outside such a module, and the output norms, get the full rate. A
     backbone of this package is found by that class, wherever it sits in the model. Parameters with equal settings share
     one group. Adam and AdamW run fused where torch has a kernel for the device; ``fused=False`` in the optimizer's
     settings prevents it.
 
-    Keys of ``paramwise_cfg`` (all optional):
-        decay_type: ``'layer_wise'`` (default) or ``'stage_wise'``.
-        decay_rate: Factor from one layer to the one before it, above 0 and at most 1. Default 0.9.
-        num_layers: Inferred from the depths (ConvNeXt: 6 for tiny, 12 for small to xlarge); where given, it must be
-            that.
-        custom_keys: As in mmengine: ``{part_of_a_name: dict(lr_mult=..., decay_mult=...)}``, the longest match
-            counts. The factors multiply the rule above; other entries are set in the parameter group.
+    Keys of ``paramwise_cfg``, all optional:
+
+    - ``decay_type``: ``'layer_wise'`` (default) or ``'stage_wise'``.
+    - ``decay_rate``: Factor from one layer to the one before it, above 0 and at most 1. Default 0.9.
+    - ``num_layers``: Inferred from the depths (ConvNeXt: 6 for tiny, 12 for small to xlarge); where given, it must be
+      that.
+    - ``custom_keys``: As in mmengine: ``{part_of_a_name: dict(lr_mult=..., decay_mult=...)}``, the longest match
+      counts. The factors multiply the rule above; other entries are set in the parameter group.
 
     Raises:
         UserError: A key is unknown, a value cannot be used, the model has no ConvNeXt, or a custom key matches nothing.

@@ -46,7 +46,7 @@ class ConvNeXt(PretrainedModule, StagedBackbone):
     The defaults are the official ones. Argument names of mmpretrain's ConvNeXt are accepted, so that in an existing
     config only ``type='mmpretrain.ConvNeXt'`` has to become ``type='ConvNeXt'``. So are ``in_chans``, ``depths`` and
     ``dims`` of the official code, the last two instead of ``arch``. ``forward`` and the layer ids of layer decay are
-    those of :class:`StagedBackbone`.
+    those of :class:`.StagedBackbone`.
 
     Args:
         arch: A name in :data:`ARCHS` or, with arguments that hold where they are not given here, in
@@ -91,7 +91,8 @@ class ConvNeXt(PretrainedModule, StagedBackbone):
             Linear, zero biases (official).
 
     Attributes:
-        depths, channels: Of all four stages of the arch, also of those that are not built.
+        depths: Blocks of all four stages of the arch, also of those that are not built.
+        channels: Of the same stages.
         out_indices: The stages in the output, resolved to 0 to 3.
         strides: Of all four stages, in pixels.
 

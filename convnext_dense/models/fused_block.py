@@ -10,8 +10,9 @@ It computes what :func:`convnext_dense.models.block.residual_branch` computes, i
 
 - ``gamma``, ``grn_beta`` and the scale of stochastic depth are folded into the second Linear, so that neither its
   output nor those of GELU, GRN and LayerNorm are saved for the backward pass. It saves ``x``, ``u`` and ``h``: 12 bytes
-  per token and channel in bf16, where plain autograd saves 26. ``memory='lean'`` saves ``x`` and ``u`` (4 bytes) and
-  computes ``h`` again; ``memory='checkpoint'`` saves ``x`` (2 bytes).
+  per token and channel in bf16, where plain autograd saves 24. ``memory='lean'`` saves ``x`` and ``u`` (4 bytes) and
+  computes ``h`` again; ``memory='checkpoint'`` saves ``x`` as it came, to compute everything again: 4 bytes, but 2 in
+  the first block of a stage, whose input is not yet the fp32 sum.
 - The hidden layer is computed in parts that fit the cache of a CPU (:mod:`convnext_dense.models.cpu_operators`).
 - A second derivative differentiates the plain formula.
 """

@@ -27,9 +27,8 @@ EPS = 1e-6
 class ConvNeXtIsotropic(PretrainedModule):
     """The isotropic ConvNeXt as a backbone: one feature map of stride 16.
 
-    Detectors and segmentors that want several strides put
-    :class:`convnext_dense.models.simple_feature_pyramid.SimpleFeaturePyramid` behind it. The output has a LayerNorm of
-    its own, ``norm0``: the official ``norm`` was trained on pooled vectors.
+    Detectors and segmentors that want several strides put :class:`convnext_dense.SimpleFeaturePyramid` behind it. The
+    output has a LayerNorm of its own, ``norm0``: the official ``norm`` was trained on pooled vectors.
 
     Args:
         arch: ``'small'``, ``'base'`` or ``'large'``, or a dict of ``depth`` and ``channels``.
@@ -40,14 +39,16 @@ class ConvNeXtIsotropic(PretrainedModule):
             1e-6 in large, none in small and base.
         frozen_layers: Freeze the stem and the first n - 1 blocks. 0 and -1 freeze nothing.
         with_cp: As ``memory='checkpoint'``.
-        memory: What a block saves for the backward pass, as in :class:`convnext_dense.models.convnext.ConvNeXt`.
+        memory: What a block saves for the backward pass, as in :class:`convnext_dense.ConvNeXt`.
         allow_statistics_mismatch: As in ConvNeXt.
         init_cfg: mmengine's initialisation config; ``Pretrained`` takes the sources that ConvNeXt takes. Without
             it: a normal of 0.02 for every convolution and Linear, zero biases (official).
 
     Attributes:
         depth: Number of blocks.
-        channels, strides, out_indices: Of the output, with one element each.
+        channels: Of the output: one element.
+        strides: Of the output, in pixels: one element.
+        out_indices: (0,), as there is one output.
 
     Raises:
         UserError: An argument cannot be used, or weights do not fit.

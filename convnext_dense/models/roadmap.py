@@ -184,13 +184,13 @@ class RoadmapBlock(nn.Module):
 class ConvNeXtRoadmap(StagedBackbone):
     """The network of one step of the roadmap from ResNet to ConvNeXt, as a backbone.
 
-    Each output has a LayerNorm of its own, as in :class:`convnext_dense.models.convnext.ConvNeXt`, so that steps differ
-    in nothing but themselves. ``forward`` and the layer ids of layer decay are those of ConvNeXt too
-    (:class:`StagedBackbone`). The first step is ResNet-50 or ResNet-200, the last ConvNeXt-T or -B without layer scale.
+    Each output has a LayerNorm of its own, as in :class:`convnext_dense.ConvNeXt`, so that steps differ in nothing but
+    themselves. ``forward`` and the layer ids of layer decay are those of ConvNeXt too (:class:`.StagedBackbone`). The
+    first step is ResNet-50 or ResNet-200, the last ConvNeXt-T or -B without layer scale.
     Norms and convolutions start as in torchvision's ResNets up to the step ``bn_to_ln``, and from there as in ConvNeXt.
 
     Args:
-        step: A name in :data:`STEPS`.
+        step: A name in :data:`~convnext_dense.models.roadmap.STEPS`.
         regime: ``'T'`` (ResNet-50 to ConvNeXt-T) or ``'B'`` (ResNet-200 to ConvNeXt-B).
         width: Width of stage 0, doubled from stage to stage; None is that of the regime at this step.
         depths: Blocks of each stage; None are those of the regime at this step.

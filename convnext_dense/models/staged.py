@@ -127,7 +127,7 @@ class StagedBackbone(LayeredModule):
             x: (N, in_channels, H, W); H and W at least 32 where all four stages are built, odd sizes too.
 
         Returns:
-            One contiguous tensor per stage: stage i has ``channels[i]`` and, rounded, 1 / strides[i] of the size.
+            One contiguous tensor per stage. Stage i has ``channels[i]`` and, rounded, 1 / strides[i] of the size.
 
         Raises:
             UserError: The image is too small for the last stage.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import pickle
 import re
@@ -57,7 +58,8 @@ def read_config(path: str, cfg_options: Sequence[str] = ()) -> Config:
     """Read a config and change it as the option ``--cfg-options`` says.
 
     Args:
-        path: A config file.
+        path: A config file, or ``PACKAGE::PATH`` for one that an installed package brings, such as
+            ``convnext_dense::mask_rcnn/convnext_t_3x_coco.py``.
         cfg_options: Changes as ``KEY=VALUE``, with the values that mmengine's tools accept. ``data_root=FOLDER`` moves
             every path below the config's own ``data_root``. A key has to be known, see
             :func:`convnext_dense.run.config_keys.check_keys`; ``+KEY=VALUE`` sets any key.
@@ -66,6 +68,7 @@ def read_config(path: str, cfg_options: Sequence[str] = ()) -> Config:
         UserError: There is no such file, a toolkit that it inherits from is not installed, it needs an environment
             variable that is not set, or a change is malformed or of an unknown key.
     """
+    path = _file_of_package(path) if '::' in path else path
     check_file(path, 'config')
     changes = _parse_changes([text.removeprefix('+') for text in cfg_options])
     forced = {text.removeprefix('+').split('=')[0] for text in cfg_options if text.startswith('+')}
@@ -130,6 +133,15 @@ def _with_text(value: Any, tokens: dict[str, str]) -> Any:
         for token, text in tokens.items():
             value = value.replace(token, text)
     return value
+
+
+def _file_of_package(name: str) -> str:
+    """Return the file of ``PACKAGE::PATH``."""
+    package, _, path = name.partition('::')
+    found = importlib.util.find_spec(package) if package.isidentifier() else None
+    if found is None or not found.submodule_search_locations:
+        raise UserError(f'{name} is a config of the package {package!r}, which is not installed: install it')
+    return str(Path(found.submodule_search_locations[0]) / '.mim' / 'configs' / path)
 
 
 def _parse_changes(cfg_options: Sequence[str]) -> dict[str, Any]:

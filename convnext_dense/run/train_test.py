@@ -151,7 +151,7 @@ def test(
     Args:
         config, cfg_options, work_dir, launcher, local_rank, data_check, decode: As for :func:`train`.
         checkpoint: A file with every tensor of the model.
-        tta: Use the multi-scale and flip test, see :func:`use_test_time_augmentation`.
+        tta: Use the multi-scale and flip test, see :func:`.use_test_time_augmentation`.
         show_dir: Draw predictions beside ground truth into this folder; sub-folders of the images are kept.
         out: Keep the predictions: a .pkl file for detectors, a folder of label maps for segmentors.
         overwrite: Replace what is in ``show_dir`` and ``out``.

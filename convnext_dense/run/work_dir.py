@@ -58,7 +58,7 @@ class Start:
 
 def default_work_dir(config: str) -> str:
     """Return ``work_dirs/FOLDER/NAME`` for a config: recipes of one name in two folders do not share one."""
-    path = Path(config).absolute()
+    path = Path(config.rpartition('::')[2]).absolute()
     return str(Path('work_dirs') / path.parent.name / path.stem)
 
 

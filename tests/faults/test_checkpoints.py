@@ -298,6 +298,7 @@ def test_work_folder_that_is_a_file(train, tmp_path):
 
 def test_default_folder_has_the_folder_of_the_config():
     assert default_work_dir('configs/mask_rcnn/convnext_t_3x_coco.py') == 'work_dirs/mask_rcnn/convnext_t_3x_coco'
+    assert default_work_dir('convnext_dense::mask_rcnn/x.py') == 'work_dirs/mask_rcnn/x'
     assert default_work_dir('configs/upernet/x.py') != default_work_dir('configs/mask_rcnn/x.py')
 
 

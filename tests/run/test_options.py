@@ -1,5 +1,7 @@
 """Configs by command-line options, and sizes of images."""
 
+from pathlib import Path
+
 import pytest
 
 from convnext_dense.errors import UserError
@@ -23,6 +25,29 @@ def test_values_are_those_of_mmengine(config):
     cfg = read_config(config, ['model.depth=101', 'model.norm.type=None', '+a=[(1,2.5),(True,x)]', '+b=1,2', '+c=d=e'])
     assert cfg.model == dict(depth=101, norm=dict(type=None))
     assert cfg.a == [(1, 2.5), (True, 'x')] and cfg.b == [1, 2] and cfg.c == 'd=e'
+
+
+@pytest.mark.parametrize('package', ['convnext_dense', 'mmdet'])
+def test_config_of_a_package(package):
+    module = pytest.importorskip(package)
+    folder = Path(module.__file__).parent / '.mim/configs'
+    name = {'convnext_dense': 'mask_rcnn/convnext_t_3x_coco.py', 'mmdet': 'retinanet/retinanet_r50_fpn_1x_coco.py'}
+    found = read_config(f'{package}::{name[package]}')
+    assert Path(found.filename) == folder / name[package]
+    assert found.model.type == {'convnext_dense': 'MaskRCNN', 'mmdet': 'RetinaNet'}[package]
+
+
+@pytest.mark.parametrize(
+    'name, message',
+    [
+        ('no_such_package::a.py', "is a config of the package 'no_such_package', which is not installed"),
+        ('../a::b.py', "is a config of the package '../a', which is not installed"),
+        ('convnext_dense::a.py', 'there is no config file .*convnext_dense/.mim/configs/a.py'),
+    ],
+)
+def test_config_of_a_package_that_is_not_there(name, message):
+    with pytest.raises(UserError, match=message):
+        read_config(name)
 
 
 def test_no_change(config):

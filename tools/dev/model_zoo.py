@@ -34,6 +34,7 @@ from convnext_dense.weights.known import NON_COMMERCIAL, known_weights
 ROOT = Path(__file__).resolve().parents[2]
 README, PICTURE = ROOT / 'README.md', ROOT / 'docs' / 'model_zoo.svg'
 ZOO, SPEED = ROOT / 'docs' / 'reference' / 'model_zoo.md', ROOT / 'docs' / 'reference' / 'benchmarks.md'
+MEMORY = ROOT / 'docs' / 'guides' / 'memory_and_speed.md'
 ROADMAP, ROADMAP_PICTURE = ROOT / 'docs' / 'design' / 'roadmap.md', ROOT / 'docs' / 'design' / 'roadmap.svg'
 # Those of the paper's tables and the picture.
 FOLDERS = ('mask_rcnn', 'cascade_mask_rcnn', 'upernet')
@@ -287,8 +288,39 @@ def performance_table() -> str:
     return f'{table(["ms", *(f"{SIZES[arch]} {mode} {dtype}" for arch, mode, dtype, _ in columns)], rows)}\n\n{text}'
 
 
-def points(folders: dict[str, dict]) -> list[tuple[str, str, str, float, float, float]]:
-    """(task, method, series, params in M, FLOPs in G, accuracy) of every row with a published accuracy."""
+# Rows of the memory table: what a user writes, the row that was measured, what is computed again.
+MEMORY_ROWS = (
+    ('plain autograd', 'ours eager', 'nothing'),
+    ("`'default'`", 'ours', 'nothing'),
+    ("`'lean'`", 'ours lean', 'the first Linear of each block'),
+    ("`'checkpoint'`, or `with_cp=True`", 'ours checkpoint', 'the whole block'),
+)
+
+
+def memory_table() -> str:
+    """What a block saves for the backward pass, and the time of a step, as measured for ConvNeXt-T."""
+    result = json.loads((BENCHMARKS / 'cpu_tiny_train.json').read_text())
+    measured = {(row['name'], row['dtype']): row for row in result['rows']}
+    rows = []
+    for setting, name, again in MEMORY_ROWS:
+        cells = [setting]
+        for dtype in ('bf16', 'fp32'):
+            row = measured[name, dtype]
+            cells += [f'{row["bytes_per_token_channel"]:.3g}', f'{row["min"] * 1000:.0f}']
+        rows.append([*cells, again])
+    header = [
+        '`memory`',
+        'bytes, bf16 mixed precision',
+        'ms',
+        'bytes, fp32',
+        'ms',
+        'computed again in the backward pass',
+    ]
+    return table(header, rows)
+
+
+def points(folders: dict[str, dict]) -> list[tuple[str, str, str, float, float]]:
+    """(task, method, series, FLOPs in G, accuracy) of every row with a published accuracy."""
     found = []
     for folder, content in folders.items():
         for model in content['Models']:
@@ -306,7 +338,6 @@ def points(folders: dict[str, dict]) -> list[tuple[str, str, str, float, float, 
                         task,
                         content['Collections'][0]['Name'],
                         series,
-                        round(metadata['Parameters'] / 1e6, 1),
                         round(metadata['FLOPs'] / 1e9, 1),
                         value,
                     )
@@ -320,7 +351,7 @@ def digest_of(data: list[tuple]) -> str:
 
 
 def draw(data: list[tuple], out: Path, description: str) -> None:
-    """Draw the published accuracy over measured FLOPs and parameters into an SVG file with this description."""
+    """Draw the published accuracy over counted FLOPs into an SVG file with this description."""
     import matplotlib
 
     matplotlib.use('Agg')
@@ -336,37 +367,30 @@ def draw(data: list[tuple], out: Path, description: str) -> None:
     # Text stays text and ids do not change from run to run.
     with plt.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'model zoo', 'font.size': 9}):
         tasks = list(dict.fromkeys(point[0] for point in data))
-        figure, axes = plt.subplots(len(tasks), 2, figsize=(9, 7), sharey='row')
-        for task, row in zip(tasks, axes):
-            for axis, column, label in zip(row, (4, 3), ('FLOPs (G, measured)', 'parameters (M, measured)')):
-                for series, (color, marker, line) in styles.items():
-                    for method in dict.fromkeys(point[1] for point in data if point[0] == task):
-                        chosen = sorted(
-                            point[column : column + 1] + point[5:]
-                            for point in data
-                            if point[:3] == (task, method, series)
+        figure, axes = plt.subplots(1, len(tasks), figsize=(9, 3.6))
+        for task, axis in zip(tasks, axes):
+            for series, (color, marker, line) in styles.items():
+                for method in dict.fromkeys(point[1] for point in data if point[0] == task):
+                    chosen = sorted(point[3:] for point in data if point[:3] == (task, method, series))
+                    if chosen:
+                        axis.plot(
+                            *zip(*chosen),
+                            color=color,
+                            marker=marker,
+                            linestyle=line,
+                            markersize=5,
+                            markerfacecolor='white' if method == 'Mask R-CNN' else color,
+                            label=series,
                         )
-                        if chosen:
-                            axis.plot(
-                                *zip(*chosen),
-                                color=color,
-                                marker=marker,
-                                linestyle=line,
-                                markersize=5,
-                                markerfacecolor='white' if method == 'Mask R-CNN' else color,
-                                label=series,
-                            )
-                axis.set_xlabel(label)
-                axis.grid(alpha=0.3)
-            row[0].set_ylabel(f'{task} (published)')
-        axes[0][0].annotate(
-            'hollow: Mask R-CNN\nfilled: Cascade Mask R-CNN', (0.97, 0.05), xycoords='axes fraction', ha='right'
-        )
-        axes[1][0].annotate('UperNet', (0.97, 0.05), xycoords='axes fraction', ha='right')
+            axis.set_xlabel('FLOPs (G, counted)')
+            axis.set_ylabel(f'{task} (published)')
+            axis.grid(alpha=0.3)
+        for axis, text in zip(axes, ('hollow: Mask R-CNN\nfilled: Cascade Mask R-CNN', 'UperNet')):
+            axis.annotate(text, (0.97, 0.05), xycoords='axes fraction', ha='right')
         handles = {text: handle for axis in axes.flat for handle, text in zip(*axis.get_legend_handles_labels())}
         shown = [series for series in styles if series in handles]
         figure.legend([handles[series] for series in shown], shown, loc='upper center', ncols=3, frameon=False)
-        figure.tight_layout(rect=(0, 0, 1, 0.93))
+        figure.tight_layout(rect=(0, 0, 1, 0.88))
         figure.savefig(out, metadata={'Date': None, 'Description': description})
         plt.close(figure)
 
@@ -404,6 +428,7 @@ def main() -> None:
         wanted[README] = with_tables(README, {'models': short_table(folders)})
         wanted[ZOO] = with_tables(ZOO, model_tables(folders) | later_tables(later) | {'archs': arch_table()})
         wanted[SPEED] = with_tables(SPEED, {'performance': performance_table()})
+        wanted[MEMORY] = with_tables(MEMORY, {'memory': memory_table()})
         wanted[ROADMAP] = with_tables(ROADMAP, {'roadmap': markdown_table()})
         pictures = {PICTURE: (points(folders), draw), ROADMAP_PICTURE: (figure_data(), draw_figure)}
         stale = [path for path, text in wanted.items() if path.read_text() != text]

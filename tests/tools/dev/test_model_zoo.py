@@ -194,6 +194,7 @@ def test_tables_and_picture_belong_to_the_model_index(monkeypatch):
         ('README.md', {'models': zoo['short_table'](folders)}),
         ('docs/reference/model_zoo.md', zoo['model_tables'](folders) | zoo['later_tables'](later)),
         ('docs/reference/benchmarks.md', {'performance': zoo['performance_table']()}),
+        ('docs/guides/memory_and_speed.md', {'memory': zoo['memory_table']()}),
     ):
         assert zoo['with_tables'](ROOT / page, tables) == (ROOT / page).read_text()
     readme = (ROOT / 'README.md').read_text()
@@ -229,6 +230,7 @@ def small_zoo(tmp_path_factory) -> Path:
         'docs/design/roadmap.md',
         'docs/reference/model_zoo.md',
         'docs/reference/benchmarks.md',
+        'docs/guides/memory_and_speed.md',
         'README.md',
         'tests/reference/published_results.csv',
         *(f'configs/{leaf}' for leaf in (*FEW, *FEW_LATER)),
