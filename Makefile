@@ -65,7 +65,7 @@ test-mmcv:
 	.venv-mmcv/bin/python -m pytest tests/mmcv_ops/compiled.py
 
 # The main path with another torch, and with PYTHON=python3.12 on another Python, in an environment that is removed after.
-# It writes docs/versions.md. The constraints of packages that follow torch or Python are left out.
+# It writes docs/reference/versions.md. The constraints of packages that follow torch or Python are left out.
 VERSIONS_VENV := .venv-versions
 test-versions:
 	@test -n "$(TORCH)" || { echo "error: name a version: make TORCH=2.9.1 test-versions"; exit 1; }

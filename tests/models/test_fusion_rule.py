@@ -539,7 +539,7 @@ def test_the_rule_names_what_the_formula_calls():
 
 
 def test_torch_that_cannot_be_asked_runs_plain(fused_calls, monkeypatch):
-    """As versions before 2.7, which lack what the rule looks into."""
+    """As torch 2.6, which lacks what the rule looks into."""
     monkeypatch.setattr('convnext_dense.models.fusion_rule.TORCH_CAN_BE_ASKED', False)
     ConvNeXt(MICRO)(torch.randn(1, 3, 32, 32))
     assert not fused_calls
