@@ -83,7 +83,7 @@ def test_inference(dtype, use_grn, fake_cuda):
 @pytest.mark.parametrize('half', [torch.float16, torch.bfloat16])
 def test_the_rule_on_cuda(half, memory, expected, fake_cuda, monkeypatch):
     """The plain block unless a memory mode was asked for; under autocast, its type."""
-    monkeypatch.setattr('convnext_dense.models.fusion_rule.is_in_torch_dispatch_mode', lambda: False)
+    monkeypatch.setattr('torch.utils._python_dispatch.is_in_torch_dispatch_mode', lambda: False)
     monkeypatch.setattr('convnext_dense.models.fusion_rule.PLAIN_TENSORS', (FakeTensor, torch.nn.Parameter))
     block = block_on(fake_cuda, memory)
     x = torch.zeros(2, 8, 6, 5, device=fake_cuda)

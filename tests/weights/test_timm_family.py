@@ -136,7 +136,7 @@ def test_bad_arguments(options, sentence):
         ('zepto_rms_ols', 'zepto_rms', "set arch='zepto_rms_ols' in the backbone, or give a file for arch='zepto_rms'"),
         ('atto_ols', 'atto', "set arch='atto_ols' in the backbone"),
         ('atto_rms', 'atto', "set arch='atto_rms' in the backbone"),
-        ('atto', 'atto_rms', "set arch='atto', stem_patch_size=4, kernel_size=7 in the backbone|set arch='atto'"),
+        ('atto', 'atto_rms', r"set norm_cfg=dict\(type='LN2d'\), arch='atto' in the backbone"),
     ],
 )
 def test_another_stem_or_norm_is_an_error(file, model, sentence):
