@@ -62,7 +62,7 @@ def read_config(path: str, cfg_options: Sequence[str] = ()) -> Config:
             ``convnext_dense::mask_rcnn/convnext_t_3x_coco.py``.
         cfg_options: Changes as ``KEY=VALUE``, with the values that mmengine's tools accept. ``data_root=FOLDER`` moves
             every path below the config's own ``data_root``. A key has to be known, see
-            :func:`convnext_dense.run.config_keys.check_keys`; ``+KEY=VALUE`` sets any key.
+            ``convnext_dense.run.config_keys.check_keys``; ``+KEY=VALUE`` sets any key.
 
     Raises:
         UserError: There is no such file, a toolkit that it inherits from is not installed, it needs an environment

@@ -91,7 +91,7 @@ def train(
         overwrite: Replace the checkpoints of an earlier run in the work folder; without it they end the program.
         track: Trackers of experiments, see :data:`convnext_dense.run.watching.TRACKERS`.
         report: Write a page about the training into the work folder at its end, if matplotlib is installed; see
-            :func:`convnext_dense.run.final_report.write_final_report`.
+            ``convnext_dense.run.final_report.write_final_report``.
 
     Returns:
         The metrics of the last validation by mmengine's names; empty without one, and in all processes but the first.
