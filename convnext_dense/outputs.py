@@ -70,16 +70,30 @@ def check_work_folder(path: Path) -> None:
 
 
 def _check_folder_takes_files(folder: Path, wanted: Path) -> None:
-    """Write a byte into the nearest folder that exists: permissions alone do not tell a full disk from a free one."""
-    existing = next(part for part in (folder, *folder.parents) if part.exists() or part.is_symlink())
+    existing = nearest_existing(folder)
     if not existing.is_dir():
         raise UserError(f'{wanted} cannot be made, {existing} is a file: give another place')
     try:
-        with tempfile.TemporaryFile(dir=existing) as probe:
-            probe.write(b'0')
-            probe.flush()
+        write_probe(existing)
     except OSError as error:
         raise UserError(write_failure(wanted, error)) from error
+
+
+def nearest_existing(path: Path) -> Path:
+    """Return the path, or the nearest one above it that exists; a link that leads nowhere exists."""
+    path = path.absolute()
+    return next(part for part in (path, *path.parents) if part.exists() or part.is_symlink())
+
+
+def write_probe(folder: Path) -> None:
+    """Write a byte into a folder and leave nothing: permissions alone do not tell a full disk from a free one.
+
+    Raises:
+        OSError: Nothing can be written there.
+    """
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        probe.write(b'0')
+        probe.flush()
 
 
 def write_failure(path: object, error: BaseException) -> str:

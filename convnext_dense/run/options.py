@@ -48,6 +48,8 @@ def errors_as_sentences() -> Iterator[None]:
         if not package or package == 'convnext_dense':
             raise
         sys.exit(f'error: the package {package} is needed here and not installed: pip install {package}')
+    except PermissionError as error:  # of a file to read or to write
+        sys.exit(f'error: {error.filename or "a file"}: {error.strerror}: permit it, or give another place')
     except Exception as error:
         if not is_write_failure(error):
             raise

@@ -103,7 +103,7 @@ def read_file(path: Path, trust: bool = False, mmap: bool = True, verify: bool =
     except Exception as error:  # a file from elsewhere can fail in every way
         text = str(error).split('WeightsUnpickler error: ')[-1]
         code = re.match(r'(?:Unsupported global|Unsupported class|Trying to|Can only)[^\n]*', text)
-        names = called_names(_pickle_in(path))
+        names = _called_names_in(path)
         if (code or names) and not trust:
             reason = f'a pickle that calls {names}' if names else clause(code[0] if code else text)
             raise UserError(refusal.format(path, reason)) from error
@@ -142,6 +142,14 @@ def called_names(content: bytes, limit: int = 3) -> str:
         pass
     found = [name for name in dict.fromkeys(names) if not HARMLESS.fullmatch(name)]
     return ', '.join(clause(name) for name in found[:limit]) + (', ...' if len(found) > limit else '')
+
+
+def _called_names_in(path: Path) -> str:
+    """Return :func:`called_names` of the pickle in a file of torch; empty if the file is too damaged to tell."""
+    try:
+        return called_names(_pickle_in(path))
+    except (OSError, ValueError, RuntimeError, NotImplementedError, EOFError, zipfile.BadZipFile, zlib.error):
+        return ''
 
 
 def _pickle_in(path: Path) -> bytes:

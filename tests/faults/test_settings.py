@@ -170,7 +170,7 @@ def test_empty_variables(tmp_path, monkeypatch):
     'error, sentence',
     [
         (ModuleNotFoundError('x', name='pycocotools.coco'), 'the package pycocotools is needed here and not installed'),
-        (PermissionError(13, 'Permission denied', '/home/x'), '/home/x cannot be written (Permission denied): give a'),
+        (PermissionError(13, 'Permission denied', '/home/x'), '/home/x: Permission denied: permit it, or give another'),
         (OSError(30, 'Read-only file system', '/home/x'), '/home/x cannot be written (Read-only file system): give a'),
         (OSError(28, 'No space left on device'), 'a file cannot be written (No space left on device): free space'),
         (RuntimeError('[enforce fail] PytorchStreamWriter failed writing file'), 'free space there'),

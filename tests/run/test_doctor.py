@@ -166,7 +166,7 @@ def both_sets(fault):
     return ()
 
 
-@case(packages.requirements, 'problem', 'torch is not installed', "pip install 'torch>=2.1'")
+@case(packages.requirements, 'problem', 'torch is not installed', "pip install 'torch>=2.6'")
 def an_empty_environment(fault):
     fault.install({})
     return ()

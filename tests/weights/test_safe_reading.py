@@ -152,3 +152,23 @@ def test_options_of_the_official_code_are_read(tmp_path):
     torch.save({**imagenet(), 'args': Namespace(lr=4e-3, model='convnext_tiny'), 'scaler': {}}, tmp_path / 'train.pth')
     ConvNeXt(MICRO, pretrained=str(tmp_path / 'train.pth')).init_weights()
     assert read(str(tmp_path / 'train.pth'))['args'].lr == 4e-3
+
+
+@pytest.mark.filterwarnings('ignore:Detected pickle protocol')
+@pytest.mark.parametrize('verify', [True, False])
+def test_a_changed_byte_is_a_sentence_or_changes_nothing(verify, tmp_path):
+    """Every byte of a file once. Without the check of CRC-32, only tensors may differ."""
+    saved = dict(weight=torch.arange(6.0), meta=dict(epoch=3))
+    path = tmp_path / 'epoch_3.pth'
+    torch.save(saved, path)
+    whole = path.read_bytes()
+    refused = 0
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        try:
+            found = read_file(path, verify=verify)
+        except UserError:
+            refused += 1
+        else:
+            assert not verify or torch.equal(found['weight'], saved['weight']) and found['meta'] == saved['meta'], place
+    assert refused >= 300

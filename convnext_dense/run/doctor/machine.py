@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from convnext_dense.outputs import nearest_existing, write_probe
 from convnext_dense.run.doctor.diagnosis import Diagnosis, gigabytes, note, ok, problem
 
 MEMINFO = Path('/proc/meminfo')
@@ -230,12 +231,11 @@ def variables() -> Iterator[Diagnosis]:
 
 def why_not_writable(folder: Path) -> str:
     """Return why a folder cannot be written to, or made; empty if it can. Nothing is left behind."""
-    existing = _existing(folder)
+    existing = nearest_existing(folder)
     if not existing.is_dir():
         return f'{existing} is a file'
     try:
-        with tempfile.TemporaryFile(dir=existing) as file:
-            file.write(b'0')
+        write_probe(existing)
     except OSError as error:
         return error.strerror or type(error).__name__
     return ''
@@ -243,15 +243,7 @@ def why_not_writable(folder: Path) -> str:
 
 def free_space(folder: Path) -> int:
     """Return the bytes that are free on the disk of a folder, which need not exist."""
-    return shutil.disk_usage(_existing(folder)).free
-
-
-def _existing(folder: Path) -> Path:
-    """Return the folder, or the nearest one above it that exists."""
-    folder = folder.absolute()
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return folder
+    return shutil.disk_usage(nearest_existing(folder)).free
 
 
 # In the order in which they run.
