@@ -46,7 +46,7 @@ test-slow-others: $(STAMP)
 test-export: $(STAMP)
 	$(BIN)/python -m pytest -m export
 
-# An hour and a half: random kills, full and read-only places, memory. The last result stays in docs/benchmarks/faults.json.
+# An hour and a half: random kills, full and read-only places, memory. It writes docs/benchmarks/faults.json.
 test-faults: $(STAMP)
 	folder=$$(mktemp -d) && $(BIN)/python tools/dev/soak.py $$folder/soak --json docs/benchmarks/faults.json; \
 	  status=$$?; rm -rf $$folder; exit $$status

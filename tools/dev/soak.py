@@ -29,7 +29,10 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 TOY = ROOT / 'tests/faults/toy_iterations.py'
 DIGITS = ROOT / 'configs/mask_rcnn/convnext_digits.py'
-LONGEST_WAIT = 25.0  # seconds from a start to a kill: import, first iterations, many checkpoints
+LONGEST_WAIT = (
+    15.0  # seconds to a kill, from the first iterations that are logged, or for each fourth kill from the start
+)
+STARTED = '(train)'  # in the log
 EVERY = 50  # iterations between checkpoints
 TEN_MINUTES = 600.0
 PORT = 29517
@@ -80,7 +83,9 @@ def _kill_and_resume(folder: Path, args: Any, command: list[Any], minutes: float
     options = [*_settings(10**6), 'train_dataloader.num_workers=2']
     while time.time() < deadline or len(moments) < wanted:
         process = _start(command, work, ['--resume'], options)
-        moment = generator.uniform(1, LONGEST_WAIT)
+        moment = generator.uniform(0, LONGEST_WAIT)
+        if len(moments) % 4:
+            _wait_for_iterations(process, work)
         text = _kill_at(process, moment, generator.choice(['one', 'all', 'all']))
         if text is not None:
             raise SystemExit(f'ended by itself before the kill at {moment:.1f} s:\n{text[-3000:]}')
@@ -90,6 +95,8 @@ def _kill_and_resume(folder: Path, args: Any, command: list[Any], minutes: float
             raise SystemExit(f'iteration {iterations[-1]} was saved, now the newest file is of {saved}')
         resumed += saved > 0
         iterations.append(saved)
+    if resumed < len(moments) // 2:
+        raise SystemExit(f'only {resumed} of {len(moments)} kills came behind a checkpoint: this shows little')
     total = iterations[-1] + EVERY
     last = [*_settings(total), 'train_dataloader.num_workers=2']
     _run(command, work, ['--resume'], last)
@@ -97,8 +104,8 @@ def _kill_and_resume(folder: Path, args: Any, command: list[Any], minutes: float
     name = f'iter_{total}.pth'
     return dict(
         kills=len(moments),
-        seconds_from_start_to_kill=moments,
-        starts_from_a_checkpoint=resumed,
+        seconds_to_kill=moments,
+        behind_a_checkpoint=resumed,
         iterations=total,
         saved_behind_each_kill=iterations[1:],
         differing_tensors=_differing(work / name, folder / 'whole' / name),
@@ -115,6 +122,7 @@ def _settings(iterations: int) -> list[str]:
         'default_hooks.checkpoint.max_keep_ckpts=2',
         'default_hooks.logger.interval=50',
         'train_dataloader.dataset.augment=True',
+        'train_dataloader.dataset.length=2000',
     ]
 
 
@@ -130,6 +138,12 @@ def _start(command: list[Any], work: Path, arguments: list[str], options: list[s
             [*map(str, command), '--work-dir', str(work), *arguments, '--no-data-check', '--cfg-options', *options],
             stdout=stream, stderr=subprocess.STDOUT, env=env, start_new_session=True,
         )  # fmt: skip
+
+
+def _wait_for_iterations(process: subprocess.Popen, work: Path) -> None:
+    log = work.parent / 'log.txt'
+    while STARTED not in log.read_text() and process.poll() is None:
+        time.sleep(0.2)
 
 
 def _run(command: list[Any], work: Path, arguments: list[str], options: list[str]) -> None:
