@@ -29,9 +29,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 TOY = ROOT / 'tests/faults/toy_iterations.py'
 DIGITS = ROOT / 'configs/mask_rcnn/convnext_digits.py'
-LONGEST_WAIT = (
-    15.0  # seconds to a kill, from the first iterations that are logged, or for each fourth kill from the start
-)
+# Seconds to a kill, from the first iterations that are logged, or for each fourth kill from the start.
+LONGEST_WAIT = 15.0
 STARTED = '(train)'  # in the log
 EVERY = 50  # iterations between checkpoints
 TEN_MINUTES = 600.0
