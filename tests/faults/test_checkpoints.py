@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TOY, run_forked
+from conftest import TOY
+from forked import run_forked
 
 from convnext_dense import UserError
 from convnext_dense.engine.training_state import check_optimizer_fits, check_training_state
