@@ -50,8 +50,9 @@ SENTENCES = [
     ),
     (
         'guides/weights.md',
-        'through `init_cfg`, with the check of its CRC-32, takes {0:.2f} times the time and {1:.2f} times the peak memory '
-        'of bare `torch.load` and `load_state_dict`; through `load_state_dict` it takes {2:.2f} and {3:.2f} times.',
+        'through `init_cfg`, with the check of its CRC-32, takes {0:.2f} times the time and {1:.2f} times the peak '
+        'memory of bare `torch.load` and `load_state_dict`; through `load_state_dict` it takes {2:.2f} and '
+        '{3:.2f} times.',
         [
             ('loading_xlarge', 'ratio', 'pretrained', 'seconds'),
             ('loading_xlarge', 'ratio', 'pretrained', 'peak_mib'),
