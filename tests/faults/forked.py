@@ -24,7 +24,7 @@ for toolkit in ('mmdet', 'mmseg'):
     if importlib.util.find_spec(toolkit):
         importlib.import_module(f'{toolkit}.utils').register_all_modules(init_default_scope=False)
 
-LONGEST = 300  # seconds
+LONGEST = 600  # seconds that a test waits for a process: much more than it takes on a machine of its own
 
 
 @dataclass(frozen=True)
