@@ -54,9 +54,16 @@ def main() -> None:
         results[name] = PARTS[name](args.folder / name.replace(' ', '_'), args)
         results[name]['seconds'] = round(time.time() - begin)
         print(json.dumps(results[name], indent=1), flush=True)
+    results['commit'] = _commit()
     results['machine'] = dict(cpus=os.cpu_count(), python=platform.python_version(), torch=torch.__version__)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + '\n')
+
+
+def _commit() -> str:
+    """The commit of this checkout, with a plus behind it if files differ from it."""
+    done = subprocess.run(['git', 'describe', '--always', '--dirty=+'], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip() or 'unknown'
 
 
 # Killed and resumed
