@@ -41,7 +41,7 @@ def _num_cores() -> int:
 
 
 def _with_progress(results: Iterable[Result], count: int, title: str) -> Iterator[Result]:
-    """Iterate with a progress bar on a terminal, and with a line where output goes into a log."""
+    """Iterate, with a title and a progress bar on a terminal."""
     if not sys.stdout.isatty():
         return iter(results)
     print(title)

@@ -114,12 +114,17 @@ class DurableCheckpointHook(CheckpointHook):
             else:
                 self.file_backend.remove(path)
 
-    def save_inside_epoch(self, runner: Runner) -> None:
-        """Save after an iteration under ``iter_N.pth``, apart from the checkpoints that are counted and replaced."""
+    def save_behind(self, runner: Runner, iteration: int) -> None:
+        """Save the training behind an iteration as ``iter_N.pth``, apart from the files that are counted and replaced.
+
+        Args:
+            runner: Inside an epoch, or in the validation behind one.
+            iteration: The number N of the last iteration, from 1.
+        """
         template, by_epoch, kept = self.filename_tmpl, self.by_epoch, self.max_keep_ckpts
         self.filename_tmpl, self.by_epoch, self.max_keep_ckpts = 'iter_{}.pth', False, -1
         try:
-            self._save_checkpoint(runner)
+            self._save_checkpoint_with_step(runner, iteration, dict(epoch=runner.epoch, iter=iteration))
         finally:
             self.filename_tmpl, self.by_epoch, self.max_keep_ckpts = template, by_epoch, kept
 

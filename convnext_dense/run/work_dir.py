@@ -46,7 +46,7 @@ class Start:
         resume: Whether the state of a training in it is taken too.
         notes: What the user has to know about the choice.
         meta: Of the checkpoint that is resumed.
-        replaced: Files of an earlier run, which are deleted when the training begins.
+        replaced: Files of an earlier run, which are deleted when the training begins. None if that run is resumed.
     """
 
     load_from: str | None
@@ -165,6 +165,7 @@ def choose_start(cfg: Config, config: str, resume: str | None, overwrite: bool) 
         check_training_state(checkpoint, resume, schedules, weights=False)
         return Start(resume, True, meta=checkpoint['meta'])
     files = training_checkpoints(folder, cfg)
+    earlier = [*sorted(folder.glob('best_*.pth')), *files]
     if resume:
         start = _newest(folder, files, schedules)
         if start is not None:
@@ -174,16 +175,16 @@ def choose_start(cfg: Config, config: str, resume: str | None, overwrite: bool) 
         start = Start(
             load_from, notes=[f'nothing to resume in {folder}: the training starts from {source} at iteration 0']
         )
-    elif files and not overwrite:
+    elif earlier and not overwrite:
         if not is_first_process():
             return Start(load_from)  # the first process says why and ends the run
-        names = ', '.join(path.name for path in files[-3:])
+        names = ', '.join(path.name for path in earlier[-3:])
         raise UserError(
             f'{folder} holds checkpoints of an earlier run ({names}), which a new one would replace: continue that run '
             'by --resume, give another folder by --work-dir, or replace them by --overwrite'
         )
     else:
-        start = Start(load_from, replaced=files)
+        start = Start(load_from, replaced=[*earlier, folder / POINTER])
     if start.load_from:
         check_source(start.load_from, 'checkpoint')
     return start
@@ -258,7 +259,7 @@ class ReplaceHook(Hook):
     def before_train(self, runner: Runner) -> None:
         if not is_first_process():
             return
-        for path in [*self.files, *Path(runner.work_dir).glob('best_*.pth'), Path(runner.work_dir) / POINTER]:
+        for path in self.files:
             path.unlink(missing_ok=True)
 
 

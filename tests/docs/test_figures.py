@@ -49,9 +49,16 @@ SENTENCES = [
         [('cpu_tiny_compile', 'timm channels_last compiled', 'fp32', 'ratio_min_fp32')],
     ),
     (
+        'guides/faults_and_resume.md',
+        'take {0:.1f} % of a step of a small Mask R-CNN on a CPU, less than steps differ: with them the median step '
+        'took {1:.2f} times',
+        [('protection', 'percent_of_a_step'), ('protection', 'ratio_of_medians')],
+    ),
+    (
         'guides/weights.md',
-        'through `init_cfg` takes {0:.2f} times the time and {1:.2f} times the peak memory of bare `torch.load` and '
-        '`load_state_dict`; through `load_state_dict` it takes {2:.2f} and {3:.2f} times.',
+        'through `init_cfg`, with the check of its CRC-32, takes {0:.2f} times the time and {1:.2f} times the peak '
+        'memory of bare `torch.load` and `load_state_dict`; through `load_state_dict` it takes {2:.2f} and '
+        '{3:.2f} times.',
         [
             ('loading_xlarge', 'ratio', 'pretrained', 'seconds'),
             ('loading_xlarge', 'ratio', 'pretrained', 'peak_mib'),
@@ -90,4 +97,20 @@ def test_optimizer():
     assert (
         f'takes {rows["merged groups, fused"]:.0f} ms with merged groups and the fused kernel, and '
         f'{rows["a group a tensor, default"]:.0f} ms with one group per tensor and plain AdamW.' in text
+    )
+
+
+def test_data_check():
+    """The limits of the check are 3 minutes and 4 GiB for data of COCO's size, without decoding."""
+    runs = measured('data_check')
+    coco = [run for run in runs['headers'] if (run['images'], run['annotations']) == (118_000, 860_000)]
+    part = [run for run in runs['headers'] if run['images'] == 10_000]
+    seconds, decoded = ([run['seconds'] for run in found] for found in (coco, runs['decoded']))
+    memory = max(run['peak_megabytes'] for run in coco)
+    assert max(seconds) < 180 and memory < 4096
+    text = re.sub(r'\s+', ' ', (ROOT / 'docs/guides/own_data.md').read_text())
+    assert (
+        f'118,000 images with 860,000 objects took {min(seconds):.0f} s in the fastest run, {max(seconds):.0f} s in '
+        f'the slowest, and {memory / 1000:.1f} GB. 10,000 images of 640 x 480 took {part[0]["seconds"]:.0f} s, and '
+        f'{min(decoded):.0f} s with `--decode` (the fastest of three runs' in text
     )

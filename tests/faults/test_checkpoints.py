@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TOY, run_forked
+from conftest import TOY
+from forked import run_forked
 
 from convnext_dense import UserError
 from convnext_dense.engine.training_state import check_optimizer_fits, check_training_state
@@ -173,11 +174,31 @@ def test_moved_folder_resumes(work, train, tmp_path):
     assert outcome.status == 0 and f'resumed from {tmp_path}/moved/epoch_2.pth' in outcome.text
 
 
+BEST = ('default_hooks.checkpoint.save_best=score', 'default_hooks.checkpoint.rule=greater')
+
+
+def test_resume_keeps_the_best_checkpoint(train, tmp_path):
+    """It is deleted when a better one is on the disk, and in a fresh start by --overwrite alone."""
+    work = tmp_path / 'work'
+    assert train(change=[*BEST, *ONE_EPOCH, 'val_evaluator.scores=[0.9]']).status == 0
+    best = (work / 'best_score_epoch_1.pth').read_bytes()
+    for epochs in (1, 2):  # nothing is left to train, and a worse epoch
+        change = [*BEST, 'val_evaluator.scores=[0.1]', f'train_cfg.max_epochs={epochs}']
+        assert train('--resume', change=change).status == 0
+        assert (work / 'best_score_epoch_1.pth').read_bytes() == best
+    for name in ('epoch_1.pth', 'epoch_2.pth'):
+        (work / name).unlink()
+    refused = train(change=[*BEST, *ONE_EPOCH])
+    assert refused.status == 1 and 'holds checkpoints of an earlier run (best_score_epoch_1.pth)' in refused.error
+    assert (work / 'best_score_epoch_1.pth').read_bytes() == best
+    assert train('--overwrite', change=ONE_EPOCH).status == 0
+    assert [name for name in names(work) if name.endswith('.pth')] == ['epoch_1.pth']
+
+
 def test_copied_folder_leaves_the_best_of_the_original(train, tmp_path):
-    best = ['default_hooks.checkpoint.save_best=score', 'default_hooks.checkpoint.rule=greater']
-    assert train(change=[*best, *ONE_EPOCH, 'val_evaluator.scores=[0.1]'], work='first').status == 0
+    assert train(change=[*BEST, *ONE_EPOCH, 'val_evaluator.scores=[0.1]'], work='first').status == 0
     shutil.copytree(tmp_path / 'first', tmp_path / 'copy')
-    outcome = train('--resume', change=[*best, 'val_evaluator.scores=[0.9]', 'train_cfg.max_epochs=2'], work='copy')
+    outcome = train('--resume', change=[*BEST, 'val_evaluator.scores=[0.9]', 'train_cfg.max_epochs=2'], work='copy')
     assert outcome.status == 0
     assert (tmp_path / 'first/best_score_epoch_1.pth').exists()
     assert [name for name in names(tmp_path / 'copy') if 'best' in name] == ['best_score_epoch_2.pth']

@@ -4,7 +4,8 @@ import json
 import os
 
 import pytest
-from conftest import TOY, run_forked
+from conftest import TOY
+from forked import run_forked
 
 CONFIGS = dict(epochs=TOY, iterations=TOY.with_name('toy_iterations.py'))
 # 24 iterations with validations and checkpoints between them, and as many without.

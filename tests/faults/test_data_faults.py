@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from forked import run_tool
+from forked import run_forked
 from helpers import ROOT
 from PIL import Image
 
@@ -32,14 +32,14 @@ def stopped(tmp_path, config, data, *options, tool='train'):
     """Run a tool that has to stop before its first iteration; gives the sentence."""
     work = tmp_path / 'work'
     more = ('--cfg-options', *options) if options else ()
-    done = run_tool(tmp_path / 'log', tool, config, '--work-dir', work, *more, data=data)
-    assert done.status == 1, done.text
-    assert 'Traceback' not in done.text, done.text
-    assert done.error.startswith('error: the data cannot be used as they are: ')
-    assert '\n' not in done.error
+    outcome = run_forked(tool, config, '--work-dir', work, *more, log=tmp_path / 'log', data=data)
+    assert outcome.status == 1, outcome.text
+    assert 'Traceback' not in outcome.text, outcome.text
+    assert outcome.error.startswith('error: the data cannot be used as they are: ')
+    assert '\n' not in outcome.error
     assert not list(work.glob('*.pth')) and not list(work.glob('*/vis_data'))  # no runner was built
     assert (work / 'data_check.txt').read_text().startswith('stops: ')
-    return done.error
+    return outcome.error
 
 
 def edit(path: Path, change) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TOY, run_forked
+from conftest import TOY
+from forked import run_forked
 from helpers import ROOT
 from private_mounts import mount, mount_unusable, reason_against
 

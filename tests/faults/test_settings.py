@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import run_forked
+from forked import run_forked
 from mmengine.config import Config
 from toy_parts import ToyNet
 

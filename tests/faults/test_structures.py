@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import run_forked
+from forked import run_forked
 
 from convnext_dense.errors import UserError
 from convnext_dense.weights.safe_reading import called_names, read_file

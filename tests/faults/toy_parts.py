@@ -84,3 +84,14 @@ class ToyMetric(BaseMetric):
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         return dict(score=self.scores.pop(0) if len(self.scores) > 1 else self.scores[0])
+
+
+@METRICS.register_module()
+class OutputMetric(BaseMetric):
+    """``score``: the mean size of what the model has returned, which changes with its weights."""
+
+    def process(self, data_batch: Any, data_samples: Any) -> None:
+        self.results += [float(output.abs().mean()) for output in data_samples]
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        return dict(score=sum(results) / len(results))

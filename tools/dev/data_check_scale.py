@@ -1,12 +1,17 @@
 """Measure the data check on generated data of COCO's size: python tools/dev/data_check_scale.py FOLDER
 
-Writes FOLDER/images and FOLDER/annotations.json (118,000 small JPEGs of 640 x 480, 860,000 objects with polygons of 20
-corners on average), checks them without a cache, and prints time and peak memory of this process and its children.
+Writes FOLDER/images and FOLDER/annotations.json (118,000 JPEGs of 640 x 480, 860,000 objects with polygons of 20
+corners on average), checks them without a cache, and prints time and peak memory of this process and its children. The
+documentation has the figures of these, as root on a machine with other work (--fifo):
+
+    python tools/dev/data_check_scale.py all --fifo 20 --json docs/benchmarks/data_check.json
+    python tools/dev/data_check_scale.py part --images 10000 --annotations 72881 --decode --fifo 20 --json ...
 """
 
 import argparse
 import io
 import json
+import os
 import resource
 import time
 from pathlib import Path
@@ -25,6 +30,8 @@ def main() -> None:
     parser.add_argument('--images', type=int, default=118_000, metavar='N')
     parser.add_argument('--annotations', type=int, default=860_000, metavar='N')
     parser.add_argument('--decode', action='store_true', help='decode every image, as tools/train.py --decode does')
+    parser.add_argument('--fifo', type=int, metavar='N', help='real-time priority of the check (root, Linux)')
+    parser.add_argument('--json', type=Path, help='add the figures to those in this file')
     args = parser.parse_args()
     if not (args.folder / 'annotations.json').exists():
         write(args.folder, args.images, args.annotations)
@@ -36,14 +43,27 @@ def main() -> None:
     cfg = config_of(args.folder)
     follow_names(cfg, ['train'])
     before = peak_megabytes(resource.RUSAGE_SELF)
+    if args.fifo:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(args.fifo))
     begin, begin_cpu = time.perf_counter(), cpu_seconds()
     findings = check_data(cfg, ['train'], decode=args.decode, use_cache=False)
-    seconds, seconds_of_cpu = time.perf_counter() - begin, cpu_seconds() - begin_cpu
-    print(
-        f'{len(findings)} findings; {seconds:.0f} s, {seconds_of_cpu:.0f} s of CPU; peak '
-        f'{peak_megabytes(resource.RUSAGE_SELF)} MB ({before} MB before), largest child '
-        f'{peak_megabytes(resource.RUSAGE_CHILDREN)} MB'
+    figures = dict(
+        images=args.images,
+        annotations=args.annotations,
+        findings=len(findings),
+        seconds=round(time.perf_counter() - begin, 1),
+        seconds_of_cpu=round(cpu_seconds() - begin_cpu, 1),
+        peak_megabytes=peak_megabytes(resource.RUSAGE_SELF),
+        peak_megabytes_before=before,
+        peak_megabytes_of_a_child=peak_megabytes(resource.RUSAGE_CHILDREN),
+        fifo=args.fifo,
+        cpus=os.cpu_count(),
     )
+    print(json.dumps(figures, indent=1))
+    if args.json:
+        results = json.loads(args.json.read_text()) if args.json.exists() else {}
+        results.setdefault('decoded' if args.decode else 'headers', []).append(figures)
+        args.json.write_text(json.dumps(results, indent=1) + '\n')
 
 
 def write(folder: Path, num_images: int, num_annotations: int) -> None:

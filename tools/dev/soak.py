@@ -29,9 +29,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 TOY = ROOT / 'tests/faults/toy_iterations.py'
 DIGITS = ROOT / 'configs/mask_rcnn/convnext_digits.py'
-LONGEST_WAIT = (
-    15.0  # seconds to a kill, from the first iterations that are logged, or for each fourth kill from the start
-)
+# Seconds to a kill, from the first iterations that are logged, or for each fourth kill from the start.
+LONGEST_WAIT = 15.0
 STARTED = '(train)'  # in the log
 EVERY = 50  # iterations between checkpoints
 TEN_MINUTES = 600.0
@@ -55,9 +54,16 @@ def main() -> None:
         results[name] = PARTS[name](args.folder / name.replace(' ', '_'), args)
         results[name]['seconds'] = round(time.time() - begin)
         print(json.dumps(results[name], indent=1), flush=True)
+    results['commit'] = _commit()
     results['machine'] = dict(cpus=os.cpu_count(), python=platform.python_version(), torch=torch.__version__)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + '\n')
+
+
+def _commit() -> str:
+    """The commit of this checkout, with a plus behind it if files differ from it."""
+    done = subprocess.run(['git', 'describe', '--always', '--dirty=+'], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip() or 'unknown'
 
 
 # Killed and resumed

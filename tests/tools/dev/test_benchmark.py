@@ -405,5 +405,7 @@ def test_cost_of_the_hooks_in_a_step(benchmark, digits, monkeypatch):
     message, _, figures = benchmark('protection', MASK_RCNN, '--rounds', 2, '--warmup', 1, '--cfg-options', *options)
     assert message is None
     rows = figures['rows']
-    assert [len(rows[name]['seconds']) for name in ('with', 'without')] == [2, 2]
+    assert [len(rows[name]['seconds']) for name in ('with', 'without', 'in hooks')] == [2, 2, 2]
+    assert all(0 < inside < step for inside, step in zip(rows['in hooks']['seconds'], rows['with']['seconds']))
+    assert figures['percent_of_a_step'] == 100 * rows['in hooks']['median'] / rows['with']['median']
     assert figures['ratio_of_minima'] == rows['with']['min'] / rows['without']['min']
