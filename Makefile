@@ -15,7 +15,7 @@ QUICK ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test test-slow test-first test-others test-slow-first test-slow-others test-export test-faults test-docs \
-  test-large test-mmcv test-versions docs install lint clean
+  test-large test-mmcv test-versions sweep docs install lint clean
 
 demo: $(STAMP)
 	$(BIN)/python tools/demo.py $(DEMO_DIR) $(if $(filter-out 0,$(QUICK)),--quick)
@@ -59,10 +59,10 @@ test-large: $(STAMP)
 test-docs: $(VENV)/.installed-docs
 	$(PYTEST) -m docs tests/docs
 
-# The provided operators against the compiled ones, in an environment of its own.
+# The provided operators against the compiled ones, and the losses of a model of each family, in an environment of its own.
 test-mmcv:
 	$(MAKE) VENV=.venv-mmcv TOOLKIT=openmmlab MMCV=build install
-	.venv-mmcv/bin/python -m pytest tests/mmcv_ops/compiled.py
+	OMP_NUM_THREADS=1 .venv-mmcv/bin/python -m pytest tests/mmcv_ops/compiled.py tests/mmcv_ops/compiled_models.py
 
 # The main path with another torch, and with PYTHON=python3.12 on another Python, in an environment that is removed after.
 # It writes docs/reference/versions.md. The constraints of packages that follow torch or Python are left out.
@@ -77,6 +77,15 @@ test-versions:
 	  torch==$(TORCH) torchvision setuptools -e '.[$(TOOLKIT),demo,export]'
 	$(VERSIONS_VENV)/bin/python tools/dev/check_versions.py
 	rm -rf $(VERSIONS_VENV)
+
+# Every model of both zoos, as it is and swapped, for one step: about two hours. Stopped, it goes on where it was.
+# It writes docs/benchmarks/swap_sweep.json.
+SWEEP_DIR ?= work_dirs/sweep
+SWEEP = $(BIN)/python tools/dev/swap_sweep.py
+sweep: $(STAMP)
+	mkdir -p $(SWEEP_DIR)
+	$(SWEEP) --no-swap --out $(SWEEP_DIR)/before.json
+	$(SWEEP) --baseline $(SWEEP_DIR)/before.json --out $(SWEEP_DIR)/after.json --publish docs/benchmarks/swap_sweep.json
 
 install: $(STAMP)
 

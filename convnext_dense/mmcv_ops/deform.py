@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -150,8 +152,8 @@ def modulated_deform_conv_forward(
         weight: (o, c / group, kernel_h, kernel_w).
         bias: (o,), or anything where ``with_bias`` is false.
         ones: Scratch of the compiled operator.
-        offset: (n, 2 * deformable_group * kernel_h * kernel_w, h', w'), pairs of y and x.
-        mask: (n, deformable_group * kernel_h * kernel_w, h', w'), the factors.
+        offset: (n, 2 * deformable_group * kernel_h * kernel_w, h', w'), pairs of y and x; see :func:`first_values`.
+        mask: (n, deformable_group * kernel_h * kernel_w, h', w'), the factors; see :func:`first_values`.
         output: (n, o, h', w'), written here.
         columns: Scratch of the compiled operator.
         kernel_h: Height of the kernel.
@@ -166,6 +168,7 @@ def modulated_deform_conv_forward(
         deformable_group: Number of groups of channels with offsets of their own.
         with_bias: Add ``bias``.
     """
+    offset, mask = first_values(offset, output), first_values(mask, output)
     tensors = convolution_tensors(input, weight, offset, mask, bias if with_bias else None)
     sizes = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group, True)
     output.copy_(torchvision_operators().deform_conv2d(*tensors, *sizes))
@@ -199,15 +202,43 @@ def modulated_deform_conv_backward(
     with_bias: bool,
 ) -> None:
     """Write all gradients; that of the bias where ``with_bias``."""
+    offset, mask = first_values(offset, grad_output), first_values(mask, grad_output)
     tensors = convolution_tensors(input, weight, offset, mask, bias if with_bias else None)
     sizes = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group, True)
     grads = torchvision_operators()._deform_conv2d_backward(wide(grad_output), *tensors, *sizes)
     grad_input.copy_(grads[0])
     grad_weight.copy_(grads[1])
-    grad_offset.copy_(grads[2])
-    grad_mask.copy_(grads[3])
+    grad_offset.copy_(zeros_behind(grads[2], grad_offset))
+    grad_mask.copy_(zeros_behind(grads[3], grad_mask))
     if with_bias:
         grad_bias.copy_(grads[4])
+
+
+def first_values(values: Tensor, output: Tensor) -> Tensor:
+    """Take from a map that is larger than the output as many values of each image as the output needs, in memory order.
+
+    The compiled operator does that without a word, and DyHead depends on it: it convolves a map of half the size with
+    the offsets and factors of the map above (``spatial_conv_high``).
+
+    Args:
+        values: (n, channels, h, w).
+        output: (n, o, h', w').
+
+    Returns:
+        (n, channels, h', w'); ``values`` where that is no less than it has.
+    """
+    shape = (*values.shape[:2], *output.shape[2:])
+    count = math.prod(shape[1:])
+    if count >= math.prod(values.shape[1:]):
+        return values
+    return values.flatten(1)[:, :count].reshape(shape)
+
+
+def zeros_behind(grads: Tensor, values: Tensor) -> Tensor:
+    """Gradients of :func:`first_values` in the shape of ``values``: those that were not taken have none."""
+    if grads.shape == values.shape:
+        return grads
+    return F.pad(grads.flatten(1), (0, math.prod(values.shape[1:]) - math.prod(grads.shape[1:]))).view(values.shape)
 
 
 def convolution_tensors(

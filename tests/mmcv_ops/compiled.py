@@ -171,10 +171,14 @@ def test_deform_conv(both, case):
         assert_near(compiled, ours)
 
 
+@pytest.mark.parametrize('larger', [False, True])
 @pytest.mark.parametrize('with_bias', [False, True])
 @pytest.mark.parametrize('case', CONVOLUTIONS)
-def test_modulated_deform_conv(both, case, with_bias):
+def test_modulated_deform_conv(both, case, with_bias, larger):
     data = convolution_inputs(**case)
+    if larger:  # offsets and factors of a map of twice the size, as DyHead gives
+        for name in ('offset', 'mask'):
+            data[name] = data[name].repeat(1, 1, 2, 2) + torch.rand(1, 1, 2 * data[name].shape[2], 1)
     (dh, dw), (ph, pw), (lh, lw) = case['stride'], case['pad'], case['dilation']
     options = dict(kernel_h=3, kernel_w=3, stride_h=dh, stride_w=dw, pad_h=ph, pad_w=pw, dilation_h=lh, dilation_w=lw)
     options.update(group=case['group'], deformable_group=case['deformable_group'], with_bias=with_bias)

@@ -101,6 +101,30 @@ def test_modulated_deform_conv2d(ops, case, with_bias):
     assert gradcheck(layer, [tensor if tensor is None else tensor.requires_grad_() for tensor in tensors])
 
 
+@pytest.mark.parametrize('case', CASES)
+def test_offsets_of_a_larger_map_are_read_as_memory(ops, case):
+    """As the compiled operator does; DyHead gives the offsets of a map of twice the size."""
+    images, offset, mask, weight, bias = inputs(case)
+    height, width = offset.shape[2:]
+    larger = [random(5, *tensor.shape[:2], 2 * height, 2 * width) for tensor in (offset, mask)]
+    for tensor, values in zip(larger, (offset, mask)):
+        for image, wanted in zip(tensor, values):
+            image.view(-1)[: wanted.numel()] = wanted.flatten()
+
+    def layer(*tensors):
+        return ops.modulated_deform_conv2d(*tensors, *case.values())
+
+    found = layer(images, *larger, weight, bias)
+    torch.testing.assert_close(found, convolved(images, offset, mask, weight, bias, case))
+    assert gradcheck(layer, [tensor.requires_grad_() for tensor in (images, *larger, weight, bias)])
+
+
+def test_offsets_of_a_smaller_map_are_refused(ops):
+    images, offset, mask, weight, bias = inputs(CASES[0])
+    with pytest.raises(RuntimeError, match='offset output dims'):
+        ops.modulated_deform_conv2d(images, offset[..., :-1], mask, weight, bias, *CASES[0].values())
+
+
 def test_backward_through_a_deformable_convolution_twice(ops):
     """The scratch that carries the gradient of the weight is made anew."""
     images, offset, _, weight, _ = inputs(CASES[0])

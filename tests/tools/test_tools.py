@@ -32,6 +32,7 @@ def test_mask_rcnn_trains_and_its_checkpoint_tests_alike(digits, tmp_path, tool)
     assert message is None
     metrics = json.loads((tmp_path / 'metrics.json').read_text())
     assert 0 <= metrics['coco/bbox_mAP'] <= 1 and 'coco/segm_mAP_75' in metrics
+    assert len(re.findall(r"^mmcv's operators are (?:provided|compiled): .*mmcv", text, re.M)) == 1
     table = text.split('\n\n')[-2].splitlines()
     assert table[0].split() == ['AP', 'AP50', 'AP75', 'AP_S', 'AP_M', 'AP_L']
     assert [line.split()[0] for line in table[1:]] == ['box', 'mask']

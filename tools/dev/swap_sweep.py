@@ -1,7 +1,8 @@
 """Swap every model of the installed zoos and train each for one step: python tools/dev/swap_sweep.py --out OUT.json
 
 First with --no-swap, which says what builds and runs here at all and what each neck and head receives; then with
---baseline, which has to give every one of them features of the same strides. Stopped, it goes on where it was.
+--baseline, which has to give every one of them features of the same strides. Stopped, it goes on where it was: `make
+sweep` does both.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import random
 import re
 import resource
 import socket
@@ -37,6 +39,8 @@ from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
 
 from convnext_dense import ConvNeXt, PyramidAdapter, UserError, swap_backbone
+from convnext_dense.mmcv_ops import operators_in_use
+from convnext_dense.mmcv_ops.finder import ExtensionFinder
 from convnext_dense.swap.probe import build_module
 
 TOOLKITS = ('mmdet', 'mmseg')
@@ -66,6 +70,10 @@ def main() -> None:
         help='do the models with this outcome once more',
     )
     parser.add_argument('--per-family', type=int, default=0, metavar='N', help='at most N models of each family')
+    parser.add_argument(
+        '--initialise', action='store_true', help='always initialise the weights, so that losses repeat'
+    )
+    parser.add_argument('--provided', action='store_true', help='use our operators where mmcv has compiled ones, too')
     parser.add_argument('--cpu-seconds', type=int, default=120, help='limit of one model')
     parser.add_argument('--memory', type=float, default=12, metavar='GIB', help='limit of one model')
     args = parser.parse_args()
@@ -76,6 +84,8 @@ def main() -> None:
 
 def sweep(args: argparse.Namespace) -> int:
     """Returns how many models fail."""
+    if args.provided:
+        sys.meta_path.insert(0, ExtensionFinder())
     for toolkit in TOOLKITS:
         for part in ('models', 'datasets', 'structures', 'evaluation', 'engine'):
             importlib.import_module(f'{toolkit}.{part}')
@@ -89,6 +99,7 @@ def sweep(args: argparse.Namespace) -> int:
         groups, results['without_model'] = same_models()
     results['settings'] = dict(
         arch=None if args.no_swap else args.arch,
+        operators=operators_in_use(),
         versions={name: importlib.import_module(name).__version__ for name in ('torch', 'mmengine', 'mmcv', *TOOLKITS)},
     )
     todo = models_to_do(groups, results['models'], args)
@@ -252,26 +263,29 @@ def one_model(name: str, args: argparse.Namespace, known: dict | None, trained: 
     key = hash_of(name, cfg)
     if key in trained and trained[key]['size'] in sizes:
         compare(known['received'], trained[key]['received'], trained[key]['size'])
-        return {name: trained[key][name] for name in ('size', 'received', 'swapped')}
-    attempts = [(sizes[0], False), *((size, True) for size in sizes)]
+        return {name: trained[key][name] for name in ('size', 'received', 'swapped', 'losses')}
+    attempts = [(size, True) for size in sizes]
+    if not args.initialise:
+        attempts.insert(0, (sizes[0], False))
     for size, initialised in attempts:
         try:
-            found = train_and_predict(cfg, size, initialised)
+            found, losses = train_and_predict(cfg, size, initialised)
             break
         except Exception:
             if (size, initialised) == attempts[-1]:
                 raise
     if known:
         compare(known['received'], found, size)
-    return dict(size=size, received=found, swapped=key)
+    return dict(size=size, received=found, swapped=key, losses=losses)
 
 
 def _no_network(*args, **kwargs):
     raise OSError('the sweep has no network')
 
 
-def train_and_predict(cfg: Config, size: int, initialised: bool) -> dict[str, list]:
-    """What each neck and head received in one loss, with its backward pass, and one prediction."""
+def train_and_predict(cfg: Config, size: int, initialised: bool) -> tuple[dict[str, list], dict[str, float]]:
+    """What each neck and head received in one loss, with its backward pass, and one prediction; and the losses."""
+    random.seed(0)
     torch.manual_seed(0)
     np.random.seed(0)
     model_cfg = _without_weights(copy.deepcopy(cfg.model.to_dict()))
@@ -299,7 +313,7 @@ def train_and_predict(cfg: Config, size: int, initialised: bool) -> dict[str, li
     )  # with masks by default
     data = model.data_preprocessor(samples(model_cfg, size, 2, masks), True)
     losses = model(**data, mode='loss')
-    loss, _ = model.parse_losses(losses)
+    loss, parts = model.parse_losses(losses)
     if not loss.requires_grad:
         raise ValueError('the loss does not depend on any parameter')
     loss.backward()
@@ -316,7 +330,7 @@ def train_and_predict(cfg: Config, size: int, initialised: bool) -> dict[str, li
         outputs = model(**batch, mode='predict')
     if not len(outputs):
         raise ValueError('nothing was predicted')
-    return received
+    return received, {name: float(value) for name, value in parts.items()}
 
 
 def _fewer_regions(cfg: Any) -> None:
@@ -577,6 +591,8 @@ def publish(path: Path, baseline: dict, results: dict) -> None:
         '',
         'Made by `tools/dev/swap_sweep.py`: swap, build, one loss with its backward pass and one prediction, at small '
         'size. Counts are configs; configs that differ in nothing but weights were run once.',
+        '',
+        f"mmcv's operators were {results['settings']['operators']}.",
         '',
     ]
     for toolkit in TOOLKITS:
