@@ -10,12 +10,13 @@ MMCV ?= $(if $(wildcard $(VENV)/.installed-build),build,lite)
 STAMP := $(VENV)/.installed-$(MMCV)
 MMCV_DIST := $(if $(filter onedl,$(TOOLKIT)),onedl-mmcv,mmcv)
 DEMO_DIR ?= demo
+DEEPFOREST_DIR ?= deepforest
 QUICK ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test test-slow test-first test-others test-slow-first test-slow-others test-export test-faults test-docs \
-  test-large test-mmcv test-versions sweep docs install lint clean
+  test-large test-mmcv test-versions sweep deepforest docs install lint clean
 
 demo: $(STAMP)
 	$(BIN)/python tools/demo.py $(DEMO_DIR) $(if $(filter-out 0,$(QUICK)),--quick)
@@ -49,6 +50,13 @@ test-export: $(STAMP)
 # An hour and a half: random kills, full and read-only places, memory. It writes docs/benchmarks/faults.json.
 test-faults: $(STAMP)
 	folder=$$(mktemp -d) && $(BIN)/python tools/dev/soak.py $$folder/soak --json docs/benchmarks/faults.json; \
+	  status=$$?; rm -rf $$folder; exit $$status
+
+# Pictures to try the path of your own data on: 47 tiles of aerial photographs of trees with a table of boxes, cut from
+# the wheel of deepforest (20 MB), which is downloaded and not installed.
+deepforest: $(STAMP)
+	folder=$$(mktemp -d) && $(BIN)/python -m pip download -q --no-deps -d $$folder deepforest==2.1.0 && \
+	  $(BIN)/python tools/dev/deepforest_tiles.py $$folder/deepforest-2.1.0-*.whl $(DEEPFOREST_DIR); \
 	  status=$$?; rm -rf $$folder; exit $$status
 
 # Outputs of every size of timm's family against timm's, up to 846 M parameters. Needs 8 GB of memory.
@@ -124,4 +132,5 @@ endif
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-onedl .venv-mmcv $(DEMO_DIR) work_dirs docs/_build build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-onedl .venv-mmcv $(DEMO_DIR) $(DEEPFOREST_DIR) work_dirs docs/_build build dist *.egg-info \
+	  .pytest_cache .ruff_cache

@@ -25,6 +25,8 @@ from convnext_dense.outputs import check_folder_output, write_failure
 Palette = Sequence[Sequence[int]]
 
 FILL = 0.5  # opacity of a mask or label in a picture
+# Of the first classes: to be seen on photographs, and told apart.
+BRIGHT = ((230, 25, 75), (0, 130, 200), (255, 225, 25), (240, 50, 230), (70, 240, 240), (245, 130, 48), (145, 30, 180))
 
 
 @dataclass
@@ -97,7 +99,7 @@ class Detections:
             data=dict(class_name=np.array([self.names[label] for label in self.labels], str)),
         )
 
-    def draw(self, image: np.ndarray) -> np.ndarray:
+    def draw(self, image: np.ndarray, with_names: bool = True, with_scores: bool = True) -> np.ndarray:
         """Return a copy of ``image`` (height, width, 3), RGB uint8, with boxes, masks, names and scores."""
         picture = image.copy()
         colours = class_colours(len(self.names), self.palette)
@@ -108,8 +110,10 @@ class Detections:
                 picture[covered] = _blend(picture[covered], colour)
             _draw_box(picture, self.boxes[i], colour)
         for i in reversed(range(len(self))):
-            text = f'{self.names[self.labels[i]]} {self.scores[i]:.2f}'
-            _draw_text(picture, text, self.boxes[i][:2], colours[self.labels[i]])
+            name = self.names[self.labels[i]] if with_names else ''
+            text = f'{name} {self.scores[i]:.2f}'.strip() if with_scores else name
+            if text:
+                _draw_text(picture, text, self.boxes[i][:2], colours[self.labels[i]])
         return picture
 
 
@@ -301,6 +305,7 @@ def class_colours(count: int, palette: Palette = ()) -> np.ndarray:
     """Return ``count`` colours, (count, 3) uint8: the palette, continued by colours of our own where it is short."""
     generator = np.random.default_rng(0)
     colours = generator.integers(40, 230, (count, 3)).astype(np.uint8)
+    colours[: len(BRIGHT)] = np.array(BRIGHT, np.uint8)[:count]
     given = np.asarray(list(palette)[:count], np.uint8).reshape(-1, 3)
     if given.any():  # a palette of zeros says nothing
         colours[: len(given)] = given

@@ -87,6 +87,11 @@ def test_picture_of_detections():
     drawn = large.draw(np.zeros((60, 80, 3), np.uint8))
     assert drawn[54, 40].tolist() == drawn[40, 20].tolist() == [10, 200, 30]
     assert not drawn[:20].any() and not drawn[:, :19].any()
+    # The name alone, and nothing but the box: its inside stays black.
+    name = large.draw(np.zeros((60, 80, 3), np.uint8), with_scores=False)
+    assert name[32:40, 22:48].any() and (name != drawn).any()
+    box = large.draw(np.zeros((60, 80, 3), np.uint8), with_names=False, with_scores=False)
+    assert not box[32:54, 22:49].any() and box[40, 20].tolist() == [10, 200, 30]
 
 
 def test_label_map():

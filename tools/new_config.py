@@ -26,6 +26,9 @@ def main() -> None:
     parser.add_argument(
         '--batch-size', type=int, default=2, metavar='N', help='images per iteration, over all GPUs (default 2)'
     )
+    parser.add_argument(
+        '--epochs', type=int, metavar='N', help='passes over the training images; default: by their number'
+    )
     parser.add_argument('-o', '--out', type=Path, metavar='OUT.py', help='config to write; default RECIPE_ARCH.py')
     parser.add_argument('--dry-run', action='store_true', help='print the config instead of writing it')
     args = parser.parse_args()

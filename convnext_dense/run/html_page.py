@@ -17,6 +17,7 @@ from convnext_dense.errors import UserError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+NOTHING = '-'  # in a table of numbers
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 72em; padding: 0 1em; color: #222; }
 h1 { font-size: 1.6em; } h2 { font-size: 1.2em; margin-top: 2em; border-bottom: 1px solid #ddd; }
@@ -24,6 +25,7 @@ table { border-collapse: collapse; margin: 0.7em 0; } td, th { padding: 0.15em 0
 th { text-align: left; background: #f6f6f6; } td.number { text-align: right; font-variant-numeric: tabular-nums; }
 figure { display: inline-block; margin: 0.3em; vertical-align: top; } figcaption { font-size: 0.85em; color: #555; }
 img { max-width: 100%; } pre { background: #f6f6f6; padding: 0.7em; overflow-x: auto; }
+pre.wrapped { white-space: pre-wrap; overflow-wrap: anywhere; }
 """
 
 
@@ -41,9 +43,9 @@ class HtmlPage:
     def add_text(self, text: str) -> None:
         self._parts.append(f'<p>{html.escape(text)}</p>')
 
-    def add_source(self, text: str) -> None:
-        """Add text as it is, in a fixed pitch."""
-        self._parts.append(f'<pre>{html.escape(text)}</pre>')
+    def add_source(self, text: str, wrapped: bool = False) -> None:
+        """Add text as it is, in a fixed pitch; long lines go on to the next one if ``wrapped``."""
+        self._parts.append(f'<pre{" class=wrapped" if wrapped else ""}>{html.escape(text)}</pre>')
 
     def add_table(self, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         lines = ['<table><tr>', *(f'<th>{html.escape(cell)}</th>' for cell in header), '</tr>']
@@ -96,4 +98,6 @@ def _cell(value: object) -> str:
     if isinstance(value, (int, float)):
         text = f'{value:,}' if isinstance(value, int) else f'{value:.4g}'
         return f'<td class="number">{text}</td>'
+    if value == NOTHING:
+        return f'<td class="number">{NOTHING}</td>'
     return f'<td>{html.escape(str(value))}</td>'

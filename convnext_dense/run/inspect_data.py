@@ -90,7 +90,8 @@ def summary_lines(data: LabelledData, summary: Summary) -> Iterator[str]:
     kind = 'label maps' if data.kind == 'segmentation' else 'boxes and outlines' if data.has_masks else 'boxes'
     splits = list(data.splits)
     counted = ', '.join(f'{count} {split}' for split, count in summary.images.items())
-    yield f'{kind} of {len(data.classes)} classes on {sum(summary.images.values())} images ({counted})'
+    classes = f'{len(data.classes)} class{"es" if len(data.classes) != 1 else ""}'
+    yield f'{kind} of {classes} on {sum(summary.images.values())} images ({counted})'
     width = max(map(len, data.classes)) + 2
     yield f'{what:<{width}}' + ''.join(f'{split:>12}' for split in splits)
     for label, name in enumerate(data.classes):
@@ -162,7 +163,7 @@ def write_page(data: LabelledData, summary: Summary, findings: Sequence[str], pa
         rows.append(cells)
     page.add_table(['class', *columns], rows)
     page.add_heading('Sizes and findings', 'findings')
-    page.add_source('\n'.join([*summary_lines(data, summary), *findings]))
+    page.add_source('\n'.join([*summary_lines(data, summary), *findings]), wrapped=True)
     for split, images in data.splits.items():
         page.add_heading(f'Samples of {split}', f'samples-{split}')
         chosen = random.Random(seed).sample(list(images), min(SAMPLES, len(images)))
@@ -187,4 +188,5 @@ def draw(image: LabelledImage, classes: Sequence[str]) -> np.ndarray:
         masks = np.stack([mask_of(found, image.size) if found.segmentation else nothing for found in image.objects])
     boxes = np.array([found.box for found in image.objects], np.float32)
     labels = np.array([found.label for found in image.objects])
-    return Detections(boxes, np.ones(len(labels)), labels, classes, image.size, masks).draw(pixels)
+    drawn = Detections(boxes, np.ones(len(labels)), labels, classes, image.size, masks)
+    return drawn.draw(pixels, with_names=len(classes) > 1, with_scores=False)

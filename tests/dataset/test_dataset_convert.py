@@ -35,7 +35,8 @@ def box_of(polygon: list[float]) -> tuple[float, ...]:
     return (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
 
 
-def test_coco_to_yolo_and_back(tmp_path):
+@pytest.mark.parametrize('classes', [['x', 'y z', 'ü'], ['one']])
+def test_coco_to_yolo_and_back(classes, tmp_path):
     rng = np.random.default_rng(0)
     splits = {}
     for split in ('train', 'val'):
@@ -45,17 +46,17 @@ def test_coco_to_yolo_and_back(tmp_path):
             image = LabelledImage(picture(tmp_path / split / name, width, height), name, (height, width))
             for label in (0, 2, 1, 2):
                 polygon = random_polygon(rng, width, height)
-                image.objects.append(Object(label, box_of(polygon), [polygon]))
+                image.objects.append(Object(label % len(classes), box_of(polygon), [polygon]))
             x0, y0 = rng.uniform(0, 60, 2).tolist()
-            image.objects.append(Object(1, (x0, y0, x0 + 33.3, y0 + 21.7)))
+            image.objects.append(Object(len(classes) - 1, (x0, y0, x0 + 33.3, y0 + 21.7)))
             images.append(image)
         splits[split] = images
-    data = LabelledData('detection', ['x', 'y z', 'ü'], splits)
+    data = LabelledData('detection', classes, splits)
     convert(data, tmp_path / 'coco')
     convert(read_labels(tmp_path / 'coco'), tmp_path / 'yolo', 'yolo')
     convert(read_labels(tmp_path / 'yolo'), tmp_path / 'back')
     back = read_labels(tmp_path / 'back')
-    assert back.classes == ['x', 'y z', 'ü']
+    assert back.classes == classes
     for split, images in splits.items():
         found_images = {image.name: image for image in back.splits[split]}
         assert set(found_images) == {'a b.jpg', 'deep/é.jpg'}

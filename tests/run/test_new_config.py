@@ -1,12 +1,14 @@
 """Generated configs: their lines, their schedules, and a step of training."""
 
 import importlib
+import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.logging import MessageHub
-from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.registry import DATASETS, HOOKS, MODELS, DefaultScope
 from mmengine.runner import Runner
 from new_config_data import CLASSES, write_label_maps, write_objects
 
@@ -99,7 +101,7 @@ def test_recipes_of_detectors(recipe, kind, request, tmp_path):
     assert cfg.val_evaluator.metric == (['bbox', 'segm'] if masks else 'bbox')
     assert cfg.train_dataloader.dataset.metainfo.classes == tuple(CLASSES)
     assert cfg.train_cfg == dict(type='EpochBasedTrainLoop', max_epochs=100, val_interval=5)
-    assert [hook.type for hook in cfg.custom_hooks] == ['ConvNeXtLoadHook', 'EarlyStoppingHook', 'EMAHook']
+    assert [hook.type for hook in cfg.custom_hooks] == ['ConvNeXtLoadHook', 'EMAHook']
     assert cfg.default_hooks.checkpoint.save_best == ('coco/segm_mAP' if masks else 'coco/bbox_mAP')
     if kind == 'objects' or recipe == 'faster_rcnn':
         losses = train_a_step(cfg)
@@ -156,6 +158,8 @@ def test_refusals(objects, label_maps, tmp_path):
         generate(tmp_path, tmp_path)
     with pytest.raises(UserError, match="ConvNeXt has no arch 'tin'"):
         new_config(objects, arch='tin', out=tmp_path / 'x.py')
+    with pytest.raises(UserError, match='--epochs 0: give at least 1'):
+        new_config(objects, epochs=0, out=tmp_path / 'x.py')
 
 
 @pytest.mark.parametrize(
@@ -181,6 +185,39 @@ def test_schedule_of_a_detector(images, batch, epochs, iterations, val_interval,
 def test_schedule_of_a_segmentor(images, batch, iterations, rate):
     found = schedule_of(images, batch, True, 1e-4, 16)
     assert (found.iterations, found.val_interval, found.learning_rate) == (iterations, iterations // 20, rate)
+
+
+def test_schedules_of_a_given_length():
+    found = schedule_of(500, 2, False, 1e-4, 16, epochs=12)
+    assert (found.epochs, found.iterations, found.val_interval, found.warmup) == (12, 3000, 1, 300)
+    assert (found.milestones, found.momentum, found.source) == ((9, 11), 0.0033, 'by --epochs, 100 by the table')
+    found = schedule_of(500, 4, True, 1e-4, 16, epochs=12)
+    assert (found.epochs, found.iterations, found.val_interval, found.warmup) == (12, 1500, 75, 150)
+
+
+@pytest.mark.parametrize(
+    'kind, values, ends',
+    [
+        ('objects', [0.300, 0.301, 0.303, 0.304, 0.305, 0.306, 0.307, 0.308], None),
+        ('objects', [0.300, 0.310, 0.310, 0.309, 0.310, 0.310, 0.305], 6),
+        ('label_maps', [40.0, 40.1, 40.2, 40.3, 40.4, 40.5, 40.6, 40.7], None),
+        ('label_maps', [40.0, 40.1, 40.1, 40.1, 40.1, 40.1, 40.1], 6),
+    ],
+)
+def test_a_training_that_gains_a_tenth_of_a_point_goes_on(kind, values, ends, request, tmp_path):
+    """mmengine's hook, with its own min_delta, ends what gains less than 10 points of AP."""
+    recipe, metric = ('upernet', 'mIoU') if kind == 'label_maps' else ('mask_rcnn', 'coco/segm_mAP')
+    new_config(request.getfixturevalue(kind), recipe=recipe, out=tmp_path / 'config.py')  # with the recipe's weights
+    cfg = Config.fromfile(tmp_path / 'config.py')
+    hook = HOOKS.build(next(hook for hook in cfg.custom_hooks if hook.type == 'EarlyStoppingHook'))
+    loop = SimpleNamespace(stop_training=False)
+    runner = SimpleNamespace(train_loop=loop, logger=logging.getLogger('test'))
+    ended = None
+    for number, value in enumerate(values):
+        hook.after_val_epoch(runner, {metric: value})
+        if loop.stop_training and ended is None:
+            ended = number
+    assert ended == ends
 
 
 def test_layouts_are_read_back(objects):

@@ -14,8 +14,9 @@ from convnext_dense.archs import resolve_arch
 from convnext_dense.errors import UserError
 from convnext_dense.run.new_config.data import DataFacts, read_facts
 from convnext_dense.run.new_config.model import box_changes, class_changes, merged_changes
-from convnext_dense.run.new_config.schedule import PATIENCE, Schedule, schedule_of
+from convnext_dense.run.new_config.schedule import LEAST_GAIN_MAP, LEAST_GAIN_MIOU, PATIENCE, Schedule, schedule_of
 from convnext_dense.run.new_config.zoo import fit_to_data
+from convnext_dense.run.options import nested_dicts
 from convnext_dense.swap.files import write_config
 from convnext_dense.swap.formatting import LINE_WIDTH, as_line
 from convnext_dense.swap.swap import SwappedConfig, swap_config
@@ -62,6 +63,7 @@ def new_config(
     arch: str | None = None,
     weights: str | None = None,
     batch_size: int = 2,
+    epochs: int | None = None,
     out: Path | None = None,
     dry_run: bool = False,
 ) -> None:
@@ -73,6 +75,7 @@ def new_config(
         arch: Of the backbone; default tiny.
         weights: For the backbone, from every source of ``init_cfg``; 'none' for none. By default those of the recipe.
         batch_size: Images per iteration, over all GPUs.
+        epochs: Passes over the training images; by default from their number.
         out: The file to write; by default RECIPE_ARCH.py. A config of a zoo gets a second file beside it,
             OUT_base.py, with our backbone and the data's layout.
         dry_run: Print it instead.
@@ -87,6 +90,8 @@ def new_config(
         check_source(weights, 'weights')
     if batch_size < 1:
         raise UserError(f'--batch-size {batch_size}: give at least 1')
+    if epochs is not None and epochs < 1:
+        raise UserError(f'--epochs {epochs}: give at least 1')
     name = recipe if recipe in RECIPES else Path(recipe.rpartition('/')[2]).stem.replace('-', '_')
     out = out or Path(f'{name}_{arch}.py')
     base_out = out.with_name(f'{out.stem}_base.py')
@@ -99,7 +104,7 @@ def new_config(
     for path in (out, base_out) if swapped else (out,):
         if path.exists():
             raise UserError(f'{path} exists: nothing was written, give another file with --out')
-    lines = list(_lines(facts, base, recipe, arch, weights, batch_size))
+    lines = list(_lines(facts, base, recipe, arch, weights, batch_size, epochs))
     text = '\n'.join(lines) + '\n'
     if dry_run:
         _load(text, swapped, base_out.name, facts)
@@ -164,7 +169,15 @@ def _scale(facts: DataFacts) -> tuple[int, int]:
     return round(side * RECIPE_SCALE[0] / RECIPE_SCALE[1]), side
 
 
-def _lines(facts: DataFacts, base: Base, recipe: str, arch: str, weights: str | None, batch_size: int) -> Iterator[str]:
+def _lines(
+    facts: DataFacts,
+    base: Base,
+    recipe: str,
+    arch: str,
+    weights: str | None,
+    batch_size: int,
+    epochs: int | None = None,
+) -> Iterator[str]:
     cfg = base.config
     rate = cfg.optim_wrapper.optimizer.lr
     schedule = schedule_of(
@@ -173,6 +186,7 @@ def _lines(facts: DataFacts, base: Base, recipe: str, arch: str, weights: str | 
         facts.is_segmentation,
         rate,
         cfg.get('auto_scale_lr', {}).get('base_batch_size', 16),
+        epochs,
     )
     yield f'# {recipe} with ConvNeXt {arch} on {facts.num_train} images, written by `convnext-dense new-config`.'
     yield f'_base_ = {base.line}'
@@ -188,7 +202,7 @@ def _lines(facts: DataFacts, base: Base, recipe: str, arch: str, weights: str | 
     yield from _packed('model', model)
     yield from _data_lines(facts, base, recipe)
     yield from _schedule_lines(facts, schedule)
-    yield from _hook_lines(facts, base, recipe, schedule)
+    yield from _hook_lines(facts, base, recipe, schedule, _is_pretrained(base, model))
 
 
 def _packed(name: str, values: dict[str, Any]) -> Iterator[str]:
@@ -313,8 +327,15 @@ def _schedule_lines(facts: DataFacts, schedule: Schedule) -> Iterator[str]:
     yield 'auto_scale_lr = dict(base_batch_size=batch_size)  # for --auto-scale-lr on several GPUs'
 
 
-def _hook_lines(facts: DataFacts, base: Base, recipe: str, schedule: Schedule) -> Iterator[str]:
+def _is_pretrained(base: Base, changes: dict[str, Any]) -> bool:
+    """Return whether the backbone begins with weights, after the changes of the model."""
+    backbone = next(part for part in nested_dicts(base.config.model) if part.get('type') == 'ConvNeXt')
+    return (dict(backbone) | changes.get('backbone', {})).get('init_cfg') is not None
+
+
+def _hook_lines(facts: DataFacts, base: Base, recipe: str, schedule: Schedule, is_pretrained: bool) -> Iterator[str]:
     best = 'mIoU' if facts.is_segmentation else 'coco/bbox_mAP' if _without_masks(recipe, facts) else 'coco/segm_mAP'
+    least_gain = LEAST_GAIN_MIOU if facts.is_segmentation else LEAST_GAIN_MAP
     by_epoch = not facts.is_segmentation
     if base.config.get('log_processor', {}).get('by_epoch', True) != by_epoch:
         yield f'log_processor = dict(by_epoch={by_epoch})'
@@ -323,10 +344,14 @@ def _hook_lines(facts: DataFacts, base: Base, recipe: str, schedule: Schedule) -
         f"max_keep_ckpts=2, save_best={best!r}, rule='greater'))  # the last one is seldom the best"
     )
     inherited = '*_base_.custom_hooks, ' if base.config.get('custom_hooks') else ''
-    yield (
-        f"custom_hooks = [{inherited}dict(type='EarlyStoppingHook', monitor={best!r}, rule='greater', "
-        f'patience={PATIENCE}),  # ends what no longer improves'
-    )
+    if is_pretrained:
+        yield (
+            f"custom_hooks = [{inherited}dict(type='EarlyStoppingHook', monitor={best!r}, rule='greater', "
+            f'min_delta={least_gain}, patience={PATIENCE}),  # ends what no longer improves'
+        )
+    else:
+        # A detector then finds nothing in the first validations, for which the hook would end the training.
+        yield f'custom_hooks = [{inherited} # no early stopping: from random weights, a metric rises late'
     window = round(1 / schedule.momentum)
     yield (
         f"                dict(type='EMAHook', momentum={schedule.momentum:g})]  # val and files take the weights' "

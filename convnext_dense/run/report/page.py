@@ -14,7 +14,8 @@ from mmengine.registry import DATASETS, DefaultScope
 
 from convnext_dense.errors import UserError
 from convnext_dense.images import read_image
-from convnext_dense.run.html_page import HtmlPage
+from convnext_dense.results import Detections, LabelMap
+from convnext_dense.run.html_page import NOTHING, HtmlPage
 from convnext_dense.run.new_config.write import recipe_config
 from convnext_dense.run.options import nested_dicts
 from convnext_dense.run.report import detection, segmentation
@@ -23,6 +24,7 @@ from convnext_dense.run.train_test import test
 from convnext_dense.swap.diff import differences, table
 
 NUM_IMAGES = 4  # of the best ones, and of the worst
+FEW_POINTS = 30  # of a curve, which are marked
 MAX_CLASSES = 40  # in a picture of a confusion matrix
 # Settings that every data set, machine and run changes.
 NOT_COMPARED = (
@@ -114,7 +116,7 @@ def _add_detection(page: HtmlPage, results: detection.DetectionReport) -> None:
     for kind, values in results.average_precision.items():
         page.add_text({'bbox': 'Boxes', 'segm': 'Masks'}[kind] + ', mean over IoU 0.5 to 0.95')
         rows = [
-            (name, *(float(value) if np.isfinite(value) else '-' for value in values[label]))
+            (name, *(float(value) if np.isfinite(value) else NOTHING for value in values[label]))
             for label, name in enumerate(results.classes)
         ]
         page.add_table(['class', *detection.SIZES], rows)
@@ -138,7 +140,7 @@ def _add_segmentation(page: HtmlPage, results: segmentation.SegmentationReport) 
     page.add_heading('IoU by class', 'classes')
     pixels = results.confusion.sum(axis=1)
     rows = [
-        (name, float(100 * iou) if np.isfinite(iou) else '-', int(count))
+        (name, float(100 * iou) if np.isfinite(iou) else NOTHING, int(count))
         for name, iou, count in zip(results.classes, results.iou, pixels)
     ]
     page.add_table(['class', 'IoU, %', 'pixels'], rows)
@@ -184,8 +186,15 @@ def _add_images(page: HtmlPage, pairs: Iterable[tuple[float, Path, Any, Any]], m
                 image = read_image(path)
             except UserError:  # the page is worth having without it
                 continue
-            both = np.concatenate([truth.draw(image), found.draw(image)], axis=1)
+            both = np.concatenate([_drawn(truth, image, is_truth=True), _drawn(found, image)], axis=1)
             page.add_picture(both, f'{path.name}, {measure} {value:.2f}', width=960)
+
+
+def _drawn(labels: Detections | LabelMap, image: np.ndarray, is_truth: bool = False) -> np.ndarray:
+    """Draw labels: names only where there are several, scores only of predictions."""
+    if isinstance(labels, LabelMap):
+        return labels.draw(image)
+    return labels.draw(image, with_names=len(labels.names) > 1, with_scores=not is_truth)
 
 
 def _add_curves(page: HtmlPage, run: FinishedRun, other: FinishedRun | None) -> None:
@@ -199,6 +208,7 @@ def _add_curves(page: HtmlPage, run: FinishedRun, other: FinishedRun | None) -> 
             [row.get('iter', row['step']) for row in losses],
             [row['loss'] for row in losses],
             style,
+            marker='.' if len(losses) < FEW_POINTS else None,
             label=one.path.name,
         )
         for name in _main_metrics(one):
