@@ -184,7 +184,14 @@ def test_browser_shows_the_page(trained, tmp_path):
         widths: [...document.images].map(image => image.naturalWidth),
         overflow: document.documentElement.scrollWidth - innerWidth}) }</script>"""
     (tmp_path / 'page.html').write_text((work_dir / 'report.html').read_text() + script)
-    command = [browser, '--headless', '--no-sandbox', '--disable-gpu', '--window-size=1100,1400']
+    command = [
+        browser,
+        '--headless',
+        '--no-sandbox',
+        '--disable-gpu',
+        '--disable-dev-shm-usage',
+        '--window-size=1100,1400',
+    ]
     address = (tmp_path / 'page.html').as_uri()
     done = subprocess.run([*command, '--dump-dom', address], check=True, capture_output=True, text=True, timeout=300)
     found = json.loads(html.unescape(re.search('<title>(.*?)</title>', done.stdout)[1]))
