@@ -65,7 +65,7 @@ def sweep():
 
 def train_a_step(sweep, cfg: Config, size: int = 128) -> dict:
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        return sweep.train_and_predict(cfg, size, initialised=True)  # some parameters are torch.empty before
+        return sweep.train_and_predict(cfg, size, initialised=True)[0]  # some parameters are torch.empty before
 
 
 def swapped(name: str, arch='atto', **options) -> Config:

@@ -330,7 +330,7 @@ def train_and_predict(cfg: Config, size: int, initialised: bool) -> tuple[dict[s
         outputs = model(**batch, mode='predict')
     if not len(outputs):
         raise ValueError('nothing was predicted')
-    return received, {name: float(value) for name, value in parts.items()}
+    return received, {name: value.item() for name, value in parts.items()}
 
 
 def _fewer_regions(cfg: Any) -> None:
