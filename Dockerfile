@@ -4,7 +4,8 @@
 ARG BASE=python:3.11-slim
 FROM ${BASE}
 
-# opencv-python needs libGL and glib.
+# opencv-python needs libGL and glib. BASE is free, and so is the distribution that their versions belong to.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends libgl1 libglib2.0-0 \
     && rm -rf /var/lib/apt/lists/*

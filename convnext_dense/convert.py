@@ -177,7 +177,7 @@ def _save(out: Path, written: dict[str, Tensor], to: str, expected: dict[str, Te
         if wrong or len(found) != len(expected):
             raise UserError(
                 f'{out} did not come back as it was written, from {(wrong or ["a surplus tensor"])[0]} on: '
-                'look whether the disk is full or broken'
+                'check whether the disk is full or broken'
             )
 
 

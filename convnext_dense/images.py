@@ -168,7 +168,7 @@ def encode_image(suffix: str, image: np.ndarray) -> bytes:
         pixels = image[:, :, ::-1] if image.ndim == 3 else image
         written, content = cv2.imencode(suffix, np.ascontiguousarray(pixels))
         if not written:
-            raise UserError(f'an image could not be encoded as {suffix}: take .png or .jpg')
+            raise UserError(f'an image could not be encoded as {suffix}: use .png or .jpg')
         return content.tobytes()
     from PIL import Image
 

@@ -35,9 +35,9 @@ def check_file_output(path: Path, *, inputs: Iterable[str | Path] = (), overwrit
         if path.exists() and Path(source).exists() and path.samefile(source):
             raise UserError(f'{path} is the file that is read: give another file to write')
     if path.is_dir():
-        raise UserError(f'{path} is a folder, a file is written here: add the name of the file')
+        raise UserError(f'{path} is a folder, but a file is written here: add a file name')
     if path.exists() and not path.is_file():
-        raise UserError(f'{path} is no file but a device or the like, which cannot be replaced: give another file')
+        raise UserError(f'{path} is a device or another special file, which cannot be replaced: give another file')
     if (path.exists() or path.is_symlink()) and not overwrite:
         raise UserError(f'{path} exists already: give another name, or replace it by --overwrite')
     _check_folder_takes_files(path.absolute().parent, path)
@@ -72,7 +72,7 @@ def check_work_folder(path: Path) -> None:
 def _check_folder_takes_files(folder: Path, wanted: Path) -> None:
     existing = nearest_existing(folder)
     if not existing.is_dir():
-        raise UserError(f'{wanted} cannot be made, {existing} is a file: give another place')
+        raise UserError(f'{wanted} cannot be created, because {existing} is a file: give another path')
     try:
         write_probe(existing)
     except OSError as error:

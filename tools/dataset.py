@@ -43,7 +43,7 @@ def main() -> None:
 def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('data', type=Path, help='folder of the labels, or their file')
     parser.add_argument('--format', dest='file_format', choices=FORMATS, help='of the labels; default: found out')
-    parser.add_argument('--images', type=Path, metavar='FOLDER', help='of the images, if not beside the labels')
+    parser.add_argument('--images', type=Path, metavar='FOLDER', help='of the images, if not next to the labels')
     parser.add_argument('--classes', metavar='NAME,NAME', help='names of label maps, from index 0; default classes.txt')
 
 

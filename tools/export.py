@@ -38,7 +38,7 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.with_neck:
         if args.part not in (None, 'neck'):
-            parser.error(f'--with-neck is --part neck, found --part {args.part} beside it')
+            parser.error(f'--with-neck is --part neck, found --part {args.part} too')
         args.part = 'neck'
     args.part = args.part or 'model'
     return args

@@ -12,7 +12,7 @@ from _arguments import argument_parser
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument('work_dir', type=Path, help='work folder of a training')
-    parser.add_argument('--compare', type=Path, metavar='WORK_DIR2', help='put another training beside it')
+    parser.add_argument('--compare', type=Path, metavar='WORK_DIR2', help='compare with another training')
     parser.add_argument('--out', type=Path, metavar='PAGE.html', help='default WORK_DIR/report.html')
     args = parser.parse_args()
 

@@ -9,7 +9,9 @@ def main() -> None:
     parser.add_argument('checkpoint', help='checkpoint file')
     add_run(parser)
     parser.add_argument('--tta', action='store_true', help='multi-scale and flip test (segmentors)')
-    parser.add_argument('--show-dir', metavar='FOLDER', help='draw predictions beside ground truth into this folder')
+    parser.add_argument(
+        '--show-dir', metavar='FOLDER', help='draw predictions next to the ground truth into this folder'
+    )
     parser.add_argument(
         '--out',
         metavar='PATH',

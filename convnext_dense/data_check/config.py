@@ -48,7 +48,7 @@ def _class_names(splits: Sequence[Split]) -> Iterator[Finding]:
             )
         elif split.classes and len(set(split.classes)) < len(split.classes):
             twice = sorted({name for name in split.classes if split.classes.count(name) > 1})
-            yield Finding(key, f'{", ".join(twice)} stands there twice', 'give every class its own name')
+            yield Finding(key, f'{", ".join(twice)} is named twice', 'give every class its own name')
         elif classes is not None and not classes:
             yield Finding(key, 'there is no class', 'name the classes')
     known = [split for split in splits if split.classes]

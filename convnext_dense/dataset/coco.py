@@ -73,7 +73,7 @@ def _read(file: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(file.read_text(encoding='utf-8'))
     except ValueError as error:
-        raise UserError(f'{file} is no complete JSON ({error}): write it again') from error
+        raise UserError(f'{file} is not valid JSON ({error}): write the file again') from error
     is_coco = isinstance(content, dict) and isinstance(content.get('images'), list) and 'categories' in content
     return content if is_coco else None
 
@@ -115,7 +115,7 @@ def _image_folder(file: Path, split: str, content: dict[str, Any]) -> Path:
             if (folder / first).is_file():
                 return folder
     raise UserError(
-        f'{file} names the image {first}, which is not in {file.parent} or a folder beside it such as {split}2017: '
+        f'{file} names the image {first}, which is not in {file.parent} or a folder next to it such as {split}2017: '
         'give --images FOLDER'
     )
 

@@ -83,7 +83,7 @@ def _object(file: Path, number: int, row: dict[str, str], label_of: dict[str, in
             raise ValueError
     except ValueError:
         raise UserError(
-            f'{file}, line {number}: {",".join(row[name] for name in COLUMNS)} is no box; wanted numbers with '
+            f'{file}, line {number}: {",".join(row[name] for name in COLUMNS)} is not a box; wanted numbers with '
             'xmin < xmax and ymin < ymax, and a label'
         ) from None
     return Object(label_of[row['label']], (x0, y0, x1, y1))

@@ -61,7 +61,7 @@ def find_format(source: Path) -> str:
         try:
             content = json.loads(file.read_text(encoding='utf-8'))
         except ValueError as error:
-            raise UserError(f'{file} is no complete JSON ({error}): write it again') from error
+            raise UserError(f'{file} is not valid JSON ({error}): write the file again') from error
         if is_labelme(content):
             found.append('labelme')
         elif isinstance(content, dict) and 'images' in content and 'categories' in content:
@@ -120,7 +120,7 @@ def convert(
     check_new_folder(out)
     target = target or ('coco' if data.kind == 'detection' else 'ade')
     if data.kind == 'segmentation' and target != 'ade':
-        raise UserError(f'label maps hold no single objects, which {target} is made of: write --to ade')
+        raise UserError(f'label maps do not separate objects, which {target} is made of: write --to ade')
     if split_again or not {'train', 'val'} <= set(data.splits):
         kept = {} if split_again else {split: data.splits[split] for split in ('test',) if split in data.splits}
         rest = with_splits(data, {split: images for split, images in data.splits.items() if split not in kept})

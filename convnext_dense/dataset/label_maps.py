@@ -73,7 +73,7 @@ def find_folders(source: Path) -> tuple[Path, Path]:
         if images and labels:
             return images[0], labels[0]
     raise UserError(
-        f'{source} holds no folder of images ({", ".join(IMAGE_FOLDERS)}) beside one of label maps '
+        f'{source} holds no folder of images ({", ".join(IMAGE_FOLDERS)}) next to one of label maps '
         f'({", ".join(LABEL_FOLDERS)}): rename yours'
     )
 
@@ -114,7 +114,7 @@ def read_label_map(path: Path) -> np.ndarray:
     except OSError as error:
         raise UserError(f'{path} cannot be read as an image ({error}): write it again') from error
     if labels.ndim != 2:
-        raise UserError(f'{path} is an image of colours ({mode}): write one class index per pixel')
+        raise UserError(f'{path} is a colour image ({mode}): write one class index per pixel')
     return labels.astype(np.uint8) if labels.dtype == bool else labels
 
 
@@ -131,7 +131,7 @@ def write_ade(data: LabelledData, folder: Path, copy: bool) -> None:
     """
     painted = data.kind == 'detection'
     if painted and not any(found.segmentation for image in data.images for found in image.objects):
-        raise UserError('label maps need outlines, and these objects have boxes alone: write --to coco')
+        raise UserError('label maps need outlines, but these objects have only boxes: write --to coco')
     classes = ['background', *data.classes] if painted else data.classes
     for split, images in data.splits.items():
         check_stems(images, 'label')

@@ -45,7 +45,7 @@ def _read(file: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(file.read_text(encoding='utf-8'))
     except ValueError as error:
-        raise UserError(f'{file} is no complete JSON ({error}): write it again') from error
+        raise UserError(f'{file} is not valid JSON ({error}): write the file again') from error
     return content if is_labelme(content) else None
 
 

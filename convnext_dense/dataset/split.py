@@ -64,7 +64,9 @@ def _group_of(image: LabelledImage, group: str | None) -> str:
     try:
         found = re.search(group, image.name)
     except re.error as error:
-        raise UserError(f'--group {group!r} is no regular expression ({error}): correct it, or give folder') from error
+        raise UserError(
+            f'--group {group!r} is not a regular expression ({error}): correct it, or give folder'
+        ) from error
     if found is None:
         raise UserError(f'--group {group!r} matches nothing in the name {image.name}: correct it')
     return found[1] if found.re.groups else found[0]

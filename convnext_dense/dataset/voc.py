@@ -60,7 +60,7 @@ def _parse(file: Path) -> Element | None:
     try:
         root = safe_xml().parse(file).getroot()
     except ParseError as error:
-        raise UserError(f'{file} is no complete XML ({error}): write it again') from error
+        raise UserError(f'{file} is not valid XML ({error}): write the file again') from error
     return root if root.tag == 'annotation' else None
 
 

@@ -31,7 +31,7 @@ class CPUAmpOptimWrapper(OptimWrapper):
     def __init__(self, dtype: str | torch.dtype | None = None, loss_scale: Any = None, **kwargs: Any) -> None:
         if dtype not in (None, 'bfloat16', torch.bfloat16):
             raise UserError(
-                f'CPUAmpOptimWrapper has dtype={dtype!r}: mixed precision on a CPU runs in bfloat16 alone, '
+                f'CPUAmpOptimWrapper has dtype={dtype!r}: mixed precision on a CPU runs in bfloat16 only, '
                 "give dtype='bfloat16' or leave it out"
             )
         super().__init__(**kwargs)

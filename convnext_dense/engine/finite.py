@@ -279,7 +279,7 @@ def check_tensors(tensors: Mapping[str, Any], what: str) -> None:
         shown = ', '.join(bad[:3]) + (', ...' if len(bad) > 3 else '')
         raise UserError(
             f'{what} has NaN or infinite numbers in {len(bad)} of its {len(tensors)} tensors ({shown}): '
-            'it is of no use, take an earlier checkpoint'
+            'it cannot be used: take an earlier checkpoint'
         )
 
 

@@ -114,7 +114,7 @@ class ConvNeXtLayerDecayConstructor(DefaultOptimWrapperConstructor):
             name = _own_name(name)
             if name.endswith('_flat_param'):
                 raise UserError(
-                    'FSDP gave the parameters of whole modules as one, layer decay needs them one by one: '
+                    'FSDP merged the parameters of whole modules, but layer decay needs them one by one: '
                     'set strategy.model_wrapper.use_orig_params=True'
                 )
             own_prefix = next((prefix for prefix in backbones if name.startswith(prefix)), None)

@@ -79,7 +79,8 @@ class RandomStateHook(Hook):
             set_generator_states(states)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             print_log(
-                f'the random numbers in the checkpoint cannot be used ({error}), others are taken', logger='current'
+                f'the random numbers in the checkpoint cannot be used ({error}): the run continues with new ones',
+                logger='current',
             )
             return
         finally:

@@ -26,7 +26,7 @@ def check_training_state(checkpoint: Any, source: str, schedules: bool = True, w
     problem = _problem(checkpoint, schedules, weights)
     if problem:
         raise UserError(
-            f'{source} is no checkpoint of a training that can be resumed: {problem}; give it as load_from, without '
+            f'{source} is not a checkpoint of a training that can be resumed: {problem}; give it as load_from, without '
             '--resume, to start from its weights'
         )
 

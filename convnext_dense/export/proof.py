@@ -119,7 +119,7 @@ def _prove_detector(model: nn.Module, whole: WholeModel, open_file: Any, images:
     thresholds = [given, *(value for value in (given / 10, 0.0) if value < given)]
     for threshold in thresholds:
         with _score_threshold(model, whole, threshold):
-            expected = [_as_numpy(whole(image)) for image in images]
+            expected = [_outputs(whole, image) for image in images]
             labels = np.concatenate([outputs['labels'].ravel() for outputs in expected])
             classes = len(np.unique(labels[labels >= 0]))
             enough = (labels >= 0).sum() >= MIN_DETECTIONS and classes >= min(2, len(_names(model)))
@@ -352,7 +352,7 @@ def _prove_segmentor(model: Any, whole: WholeModel, session: Session, images: li
     model.test_cfg['mode'] = 'whole'  # windows are the runner's
     try:
         for image in images:
-            wanted = _as_numpy(whole(image))
+            wanted = _outputs(whole, image)
             found = _run(session, image, whole.output_names)
             _check_finite(found)
             theirs = toolkit_samples(model, image)
@@ -403,6 +403,22 @@ def toolkit_samples(model: Any, image: Any) -> list[Any]:
         from mmdet.structures import DetDataSample as Sample
     samples = [Sample(metainfo=dict(meta)) for _ in range(len(image))]
     return model.test_step(dict(inputs=list(bgr), data_samples=samples))
+
+
+def _outputs(whole: WholeModel, image: Any) -> dict[str, np.ndarray]:
+    """Return the outputs of the module for a batch.
+
+    Raises:
+        UserError: The model does not take images of this size.
+    """
+    try:
+        return _as_numpy(whole(image))
+    except Exception as error:  # each model has its own
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f'the model fails on an image of {image.shape[-2]}x{image.shape[-1]} ({reason}): give a size that it takes '
+            'by --size HEIGHTxWIDTH'
+        ) from error
 
 
 def _as_numpy(outputs: Any) -> dict[str, np.ndarray]:

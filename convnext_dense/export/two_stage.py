@@ -61,6 +61,8 @@ class TwoStageDetector(WholeModel):
         reason = overridden(model, dict.fromkeys(('predict', 'extract_feat'), 'TwoStageDetector'))
         if reason is not None:
             return reason
+        if not model.with_rpn:
+            return 'it has no RPN, its proposals come with the data'
         head: Any = model.roi_head
         kind = 'CascadeRoIHead' if isinstance(getattr(head, 'bbox_head', None), nn.ModuleList) else 'StandardRoIHead'
         own = ['_bbox_forward', 'predict_bbox', *(['_refine_roi'] if kind == 'CascadeRoIHead' else [])]

@@ -106,8 +106,10 @@ def whole_model(model: Any) -> WholeModel:
         if reason is None:
             return candidate(model).eval()
         reasons.append(f'{candidate.__name__}: {reason}')
+    # A family that takes models of this class says more than those that do not.
+    nearest = [reason for reason in reasons if f': {type(model).__name__}.' not in reason] or reasons
     raise UserError(
-        f'a whole {type(model).__name__} cannot be exported ({"; ".join(reasons)}): '
+        f'a whole {type(model).__name__} cannot be exported ({"; ".join(nearest)}): '
         'export --part backbone or --part neck instead'
     )
 

@@ -78,7 +78,7 @@ def left_out(name: str) -> Callable[..., Any]:
 
     def refuse(*args: object, **kwargs: object) -> None:
         raise UserError(
-            f'the operator {name} of mmcv exists only compiled: build mmcv with '
+            f'the operator {name} exists only in a compiled mmcv: build mmcv with '
             '`make MMCV=build install`, or with `python tools/install_mmcv.py`'
         )
 

@@ -41,7 +41,7 @@ def checked_names(
                     )
                 ours, _, key = names[name].partition('.')
                 if ours in given:
-                    raise UserError(f'{title} was given both {name} and {ours}, which say the same: give {ours} alone')
+                    raise UserError(f'{title} was given both {name} and {ours}, which mean the same: give {ours} alone')
                 if key:
                     parts.setdefault(ours, {})[key] = kwargs.pop(name)
                 else:

@@ -79,8 +79,8 @@ def _check_key(cfg: Config, key: str, keys: Sequence[str]) -> str | None:
         if isinstance(value, (list, tuple)):
             if not name.isdigit() or int(name) >= len(value):
                 raise UserError(
-                    f'--cfg-options {key}: {place} is a list of {len(value)}, {name} is none of its positions: give 0 '
-                    f'to {len(value) - 1}'
+                    f'--cfg-options {key}: {place} is a list of {len(value)}, {name} is not one of its positions: '
+                    f'give 0 to {len(value) - 1}'
                 )
             value = value[int(name)]
             continue

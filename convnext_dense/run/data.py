@@ -54,6 +54,6 @@ def check_paths(cfg: Config, split: str) -> None:
             if not path.exists():
                 raise DiagnosableError(
                     f'the {split} data {path} do not exist: set {DATA_VARIABLE}=FOLDER, the folder that holds '
-                    'coco/ and ade/, or --cfg-options data_root=FOLDER; the README says how data are laid out and '
-                    'how convnext_dense.sample_data makes a small set to try'
+                    'coco/ and ade/, or --cfg-options data_root=FOLDER; the page "Get started" says how '
+                    'data are laid out and how convnext_dense.sample_data makes a small set to try'
                 )

@@ -69,7 +69,9 @@ def demo(folder: Path, quick: bool = False) -> None:
     tables = {task.folder: _train_and_test(task, folder, data, quick) for task in TASKS}
     for name, table in tables.items():
         print(f'\n{name} on val images, digits never seen in training\n{table}')
-    print(f'\n{time.time() - begin:.0f} s; curves, predictions beside ground truth, logs and checkpoints: {folder}')
+    print(
+        f'\n{time.time() - begin:.0f} s; curves, predictions next to the ground truth, logs and checkpoints: {folder}'
+    )
 
 
 def _train_and_test(task: Task, folder: Path, data: Path, quick: bool) -> str:

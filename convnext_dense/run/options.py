@@ -196,5 +196,5 @@ def height_and_width(text: str) -> tuple[int, int]:
     """
     found = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', text)
     if not found:
-        raise UserError(f'{text!r} is no size of an image: write HEIGHTxWIDTH in pixels, such as 800x1280')
+        raise UserError(f'{text!r} is not an image size: write HEIGHTxWIDTH in pixels, such as 800x1280')
     return int(found[1]), int(found[2])

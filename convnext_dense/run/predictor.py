@@ -180,7 +180,9 @@ def _without_annotations(steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]
         for step in steps:
             kind: Any = step['type'] if isinstance(step['type'], type) else registry.get(step['type'])
             if kind is None:
-                raise UserError(f'the test pipeline has an unknown step {step["type"]}: import what defines it')
+                raise UserError(
+                    f'the test pipeline has an unknown step {step["type"]}: import the module that defines it'
+                )
             if not issubclass(kind, annotations):
                 kept.append(step)
     if not kept:

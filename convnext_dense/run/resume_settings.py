@@ -26,12 +26,13 @@ LONGEST_VALUE = 36  # characters
 MISSING = '(not set)'
 
 
-def compare_settings(saved: Any, current: str) -> list[str]:
+def compare_settings(saved: Any, current: str, seed: int | None) -> list[str]:
     """Return a table of the settings that differ, with what counts, as lines; empty if none does.
 
     Args:
         saved: Text of the config in the checkpoint, as mmengine writes it. It is read as literals, never executed.
         current: Text of the config of this run.
+        seed: The one that the checkpoint was made with. A config may leave it out; the first run has then drawn it.
 
     Raises:
         UserError: The schedules are of other types than those whose state is in the checkpoint.
@@ -39,6 +40,10 @@ def compare_settings(saved: Any, current: str) -> list[str]:
     before, after = _settings(saved), _settings(current)
     if before is None or after is None:
         return ['the checkpoint holds no config that can be compared with this one: its settings may differ']
+    for settings in (before, after):
+        randomness = settings.get('randomness') or {}
+        if seed is not None and isinstance(randomness, dict) and randomness.get('seed') is None:
+            settings['randomness'] = dict(randomness, seed=seed)
     _check_schedule_types(before.get('param_scheduler'), after.get('param_scheduler'))
     rows = []
     for key, old, new in _differences(before, after, ''):

@@ -60,7 +60,9 @@ def _read_numbers(cfg: Config) -> list[str]:
             try:
                 part[key] = float(value)
             except ValueError:
-                raise UserError(f'optim_wrapper: {key}={value!r} is no number: write one, such as {key}=1e-4') from None
+                raise UserError(
+                    f'optim_wrapper: {key}={value!r} is not a number: write one, such as {key}=1e-4'
+                ) from None
             lines.append(f'optim_wrapper: {key} is the text {value!r} in the config, taken as the number {part[key]:g}')
     return lines
 

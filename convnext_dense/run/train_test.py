@@ -268,7 +268,7 @@ def _run(
     runner._load_from = SCHEME + start.load_from if start.load_from else None  # read safely, from every source
     runner.message_hub.update_info(RESUMED_ITERATION, start.meta.get('iter', 0), resumed=False)
     if start.resume:
-        start.notes += compare_settings(start.meta.get('cfg'), runner.cfg.pretty_text)
+        start.notes += compare_settings(start.meta.get('cfg'), runner.cfg.pretty_text, start.meta.get('seed'))
     if is_main_process():  # known only now
         print(*lines, *start.notes, sep='\n', flush=True)
     name_paths_in_errors(runner)

@@ -206,7 +206,7 @@ def _stages_for_adapter(site: Site, wanted: Sequence[Feature]) -> tuple[int, ...
     if any(stride not in ADAPTER_STRIDES for stride in strides):
         raise UserError(
             f'the old backbone {site.backbone.type} gives features of {[feature.shape for feature in wanted]}, at '
-            f'strides {strides}: from ConvNeXt strides 1, 2, 4, 8, 16 and 32 can be had'
+            f'strides {strides}: ConvNeXt can provide strides 1, 2, 4, 8, 16 and 32'
         )
     finest = min(stride for stride in strides if stride is not None)
     return tuple(stage for stage in range(NUM_STAGES) if STAGE_STRIDES[stage] >= finest)

@@ -145,7 +145,7 @@ def run_backbone(cfg: ConfigDict, image_size: int = IMAGE_SIZE) -> BackboneRun:
             last_error = error
     else:
         raise UserError(
-            f'the backbone {cfg.type} cannot be built here and run on an image alone: {error_summary(last_error)}'
+            f'the backbone {cfg.type} cannot be built here and run on an image by itself: {error_summary(last_error)}'
         ) from last_error
     shapes = _shapes_of_feature_maps(cfg.type, outputs)
     return BackboneRun(tuple(Feature(shape, _stride(shape, size)) for shape in shapes), size, tuple(names))

@@ -74,7 +74,7 @@ def find_sites(model: ConfigDict) -> list[Site]:
     for path, owner in _backbones(model):
         if any(str(key).endswith('neck') for key in path):
             raise UserError(
-                f'{dotted(path)} sits inside a neck, which feeds it a second input: ConvNeXt takes an image alone'
+                f'{dotted(path)} sits inside a neck, which feeds it a second input: ConvNeXt takes only an image'
             )
         key = str(path[-1])
         prefix = key.removesuffix('backbone')  # 'teacher_' of 'teacher_backbone'

@@ -108,7 +108,7 @@ def read_file(path: Path, trust: bool = False, mmap: bool = True, verify: bool =
             reason = f'a pickle that calls {names}' if names else clause(code[0] if code else text)
             raise UserError(refusal.format(path, reason)) from error
         raise UserError(
-            f'{path} is damaged or no checkpoint ({clause(text) or type(error).__name__}): get the file again'
+            f'{path} is damaged or not a checkpoint ({clause(text) or type(error).__name__}): get the file again'
         ) from error
 
 
@@ -244,7 +244,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)  # memory-mapped
     except Exception as error:  # a file from elsewhere can fail in every way
         raise UserError(
-            f'{path} ends early or is no safetensors file ({clause(str(error))}): get the file again'
+            f'{path} ends early or is not a safetensors file ({clause(str(error))}): get the file again'
         ) from error
 
 

@@ -246,7 +246,7 @@ def check_structure(checkpoint: Any, source: str) -> None:
         elif not isinstance(checkpoint.get('meta') or {}, Mapping):
             problem = f'its meta is a {type(checkpoint["meta"]).__name__}'
     if problem:
-        raise UserError(f'{source} is no checkpoint of a model, {problem}: give a file of tensors by their names')
+        raise UserError(f'{source} is not a checkpoint of a model, {problem}: give a file of tensors by their names')
 
 
 def _in_folder(*names: str) -> Path | None:

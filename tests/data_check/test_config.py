@@ -100,7 +100,7 @@ def test_every_head(recipe):
             'balloon',
             "'balloon' is one text, whose letters would be the classes; write the comma: ('balloon',)",
         ),
-        ('train', ('0', '0', *'23456789'), '0 stands there twice; give every class its own name'),
+        ('train', ('0', '0', *'23456789'), '0 is named twice; give every class its own name'),
         ('val', tuple('1023456789'), '10 (1, 0, 2, 3, 4, ...) are not the classes of train_dataloader.dataset'),
         ('val', tuple('012345678x'), 'are not the classes of train_dataloader.dataset'),
         ('val', (), 'there is no class; name the classes'),

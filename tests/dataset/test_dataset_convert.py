@@ -162,7 +162,7 @@ def test_ade_layout_of_label_maps(tmp_path):
         'train': 4,
         'val': 1,
     }
-    with pytest.raises(UserError, match='label maps hold no single objects'):
+    with pytest.raises(UserError, match='label maps do not separate objects'):
         convert(back, tmp_path / 'coco', 'coco')
 
 
@@ -188,7 +188,7 @@ def test_ade_layout_of_outlines(tmp_path):
         'objects that overlap those of another class: the smaller one is on top': 2,
     }
     boxes = LabelledData('detection', ['x'], {'train': named('a.jpg'), 'val': named('b.jpg')})
-    with pytest.raises(UserError, match='these objects have boxes alone'):
+    with pytest.raises(UserError, match='these objects have only boxes'):
         convert(boxes, tmp_path / 'boxes', 'ade')
 
 
@@ -216,7 +216,7 @@ def test_split_by_group(group):
     assert not places['train'] & places['val'] and len(places['val']) == 2
     with pytest.raises(UserError, match='matches nothing in the name a/a_0.png'):
         split_images(images, 0.2, group='x')
-    with pytest.raises(UserError, match='is no regular expression'):
+    with pytest.raises(UserError, match='is not a regular expression'):
         split_images(images, 0.2, group='(')
     with pytest.raises(UserError, match='40 images in 1 groups cannot be divided'):
         split_images(images, 0.2, group=r'\.png')

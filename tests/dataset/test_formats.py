@@ -188,7 +188,7 @@ def test_voc(tmp_path):
     assert data.splits['val'][0].objects == []
     assert dict(data.losses) == {'images without an XML file: left out': 2}
     (tmp_path / 'Annotations/deep/é.xml').write_text('<annotation><object>')
-    with pytest.raises(UserError, match=r'é\.xml is no complete XML'):
+    with pytest.raises(UserError, match=r'é\.xml is not valid XML'):
         read_labels(tmp_path)
 
 
@@ -226,7 +226,7 @@ def test_csv(tmp_path):
     assert [image.objects for image in data.images] == [[Object(0, (1, 2, 30.5, 40))], []]
     for row in ('deep/ä b.jpg,1,2,1,40,x', 'deep/ä b.jpg,1,2,nan,40,x', 'deep/ä b.jpg,1,2,30,40,'):
         write(tmp_path / 'boxes.csv', table + row + '\n')
-        with pytest.raises(UserError, match=r'boxes\.csv, line 3: .* is no box'):
+        with pytest.raises(UserError, match=r'boxes\.csv, line 3: .* is not a box'):
             read_labels(tmp_path)
     write(tmp_path / 'boxes.csv', table + 'gone.jpg,1,2,30,40,x\n')
     with pytest.raises(UserError, match=r'gone\.jpg, which does not exist'):
@@ -256,7 +256,7 @@ def test_label_maps(tmp_path):
     assert dict(data.losses) == {'images without a label map: left out': 1}
     for wrong, sentence in (
         (np.full((80, 100), 2, np.uint8), r'holds the values \[2\], but the 2 classes have the indices 0 to 1'),
-        (np.zeros((80, 100, 3), np.uint8), r'is an image of colours \(RGB\)'),
+        (np.zeros((80, 100, 3), np.uint8), r'is a colour image \(RGB\)'),
         (np.zeros((80, 99), np.uint8), 'is 80x99, its image 80x100'),
     ):
         label_png(tmp_path / 'masks/train/a b.png', wrong)

@@ -130,5 +130,5 @@ def test_state_of_amp_optim_wrapper_is_taken():
 
 
 def test_float16_is_refused():
-    with pytest.raises(UserError, match="dtype='float16': mixed precision on a CPU runs in bfloat16 alone"):
+    with pytest.raises(UserError, match="dtype='float16': mixed precision on a CPU runs in bfloat16 only"):
         wrapper(nn.Linear(2, 2), dtype='float16')

@@ -160,7 +160,7 @@ def test_heads_of_other_classes_start_new_in_training_only(resume, tmp_path, log
 def test_weights_without_training_state_do_not_resume(tmp_path):
     torch.save({'model': toy()}, tmp_path / 'weights.pth')
     runner = runner_of(tmp_path, load_from=str(tmp_path / 'weights.pth'), resume=True)
-    with pytest.raises(UserError, match='is no checkpoint of a training that can be resumed: it has no meta; give'):
+    with pytest.raises(UserError, match='is not a checkpoint of a training that can be resumed: it has no meta; give'):
         runner.train()
 
 

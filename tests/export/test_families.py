@@ -105,3 +105,29 @@ def test_too_few_detections_prove_nothing():
     whole = whole_model(model)
     with pytest.raises(UserError, match='0 objects of 0 classes .* this proves nothing'):
         prove(model, whole, open_module(whole))
+
+
+def test_a_model_without_a_family_is_refused_with_the_reason_of_the_nearest_one():
+    model = tiny_models.build(tiny_models.model_config('Faster R-CNN'))
+    del model.rpn_head  # a Fast R-CNN, which mmdet builds so too
+    with pytest.raises(UserError) as error:
+        whole_model(model)
+    assert str(error.value) == (
+        'a whole FasterRCNN cannot be exported (TwoStageDetector: it has no RPN, its proposals come with the data): '
+        'export --part backbone or --part neck instead'
+    )
+
+
+def test_a_size_that_the_model_does_not_take_is_named():
+    model = tiny_models.build(tiny_models.model_config('FCN'))
+    whole = whole_model(model)
+
+    def refuse_odd_sizes(backbone, inputs):
+        assert inputs[0].shape[-1] % 2 == 0, 'odd width'
+
+    model.backbone.register_forward_pre_hook(refuse_odd_sizes)
+    with pytest.raises(UserError) as error:
+        prove(model, whole, open_module(whole), ((1, 64, 64), (1, 64, 65)))
+    assert str(error.value) == (
+        'the model fails on an image of 64x65 (odd width): give a size that it takes by --size HEIGHTxWIDTH'
+    )

@@ -150,7 +150,9 @@ def test_explicit_checkpoint_without_training_state_is_refused(work, train):
         shutil.copy(work / 'epoch_1.pth', path)
         damage(path)
         outcome = train('--resume', path)
-        assert outcome.status == 1 and 'is no checkpoint of a training that can be resumed: it has no' in outcome.error
+        assert (
+            outcome.status == 1 and 'is not a checkpoint of a training that can be resumed: it has no' in outcome.error
+        )
 
 
 @pytest.mark.parametrize(
@@ -374,7 +376,7 @@ def test_every_field_missing_or_of_another_type(field, trained):
             del holder[key]
         else:
             holder[key] = value
-        with pytest.raises(UserError, match='file.pth is no checkpoint of a training that can be resumed') as error:
+        with pytest.raises(UserError, match='file.pth is not a checkpoint of a training that can be resumed') as error:
             check_training_state(checkpoint, 'file.pth')
         assert key in str(error.value), (field, name)
     check_training_state(torch.load(trained / 'epoch_1.pth', weights_only=False), 'file.pth')

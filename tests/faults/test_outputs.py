@@ -54,8 +54,8 @@ def touch(path):
 # How a place is made, and what the sentence says.
 BAD_FILES = {
     'exists': (touch, 'exists already: give another name, or replace it by --overwrite'),
-    'a folder': (Path.mkdir, 'is a folder, a file is written here'),
-    'below a file': (lambda path: touch(path.parent), 'is a file: give another place'),
+    'a folder': (Path.mkdir, 'is a folder, but a file is written here'),
+    'below a file': (lambda path: touch(path.parent), 'is a file: give another path'),
     'a dangling link': (lambda path: path.symlink_to('gone/away'), 'exists already'),
     'full': (None, r'cannot be written \(No space left on device\): free space there, or give another place'),
     'read-only': (None, r'cannot be written \(Read-only file system\): give a place that you may write'),
@@ -63,7 +63,7 @@ BAD_FILES = {
 BAD_FOLDERS = {
     'a file': (touch, 'is a file: give a new folder'),
     'in use': (lambda path: (path.mkdir(), touch(path / 'thesis.txt')), 'is not empty: give a new folder'),
-    'below a file': (lambda path: touch(path.parent), 'is a file: give another place'),
+    'below a file': (lambda path: touch(path.parent), 'is a file: give another path'),
     'full': BAD_FILES['full'],
     'read-only': BAD_FILES['read-only'],
 }
@@ -183,5 +183,5 @@ def test_what_fails_leaves_the_old_file(tmp_path):
 
 
 def test_devices_are_no_files_to_replace():
-    with pytest.raises(UserError, match='no file but a device or the like'):
+    with pytest.raises(UserError, match='is a device or another special file'):
         check_file_output(Path('/dev/null'), overwrite=True)

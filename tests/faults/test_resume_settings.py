@@ -6,6 +6,8 @@ import pytest
 import torch
 from conftest import TOY
 
+from convnext_dense.run.resume_settings import compare_settings
+
 
 def group_of(saved):
     return saved['optimizer']['param_groups'][0]
@@ -51,6 +53,14 @@ def test_no_table_without_differences(trained, train, tmp_path):
     shutil.copytree(trained, tmp_path / 'work')
     outcome = train('--resume', change=['train_cfg.max_epochs=1'])
     assert outcome.status == 0 and 'settings that differ' not in outcome.text
+
+
+def test_a_seed_that_was_drawn_is_no_difference():
+    """A run without a seed in its config draws one, and the resumed run takes it from the checkpoint."""
+    assert compare_settings('a = 1\n', 'a = 1\nrandomness = dict(seed=7)\n', seed=7) == []
+    assert compare_settings('a = 1\n', 'a = 1\n', seed=7) == []
+    table = compare_settings('a = 1\n', 'a = 1\nrandomness = dict(seed=5)\n', seed=7)
+    assert table[2].split() == ['randomness.seed', '7', '5', 'the', "checkpoint's"]
 
 
 def test_only_what_differs_is_named(trained, train, tmp_path):

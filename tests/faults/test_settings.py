@@ -39,7 +39,7 @@ def test_official_names():
     official = ConvNeXt(in_chans=4, depths=MICRO['depths'], dims=MICRO['channels'])
     assert [value.shape for value in official.parameters()] == [value.shape for value in ours.parameters()]
     for both in (dict(arch='tiny', dims=[1]), dict(in_channels=3, in_chans=3)):
-        with pytest.raises(UserError, match='which say the same: give (arch|in_channels) alone'):
+        with pytest.raises(UserError, match='which mean the same: give (arch|in_channels) alone'):
             ConvNeXt(**both)
     with pytest.raises(UserError, match='nearest that it has is drop_path_rate: correct'):
         ConvNeXt(drop_path=0.1)
@@ -110,8 +110,8 @@ def test_key_that_nothing_can_judge_is_a_line(capsys):
 @pytest.mark.parametrize(
     'option, sentence',
     [
-        ('param_scheduler.3.begin=1', 'param_scheduler is a list of 1, 3 is none of its positions'),
-        ('param_scheduler.x.begin=1', 'x is none of its positions'),
+        ('param_scheduler.3.begin=1', 'param_scheduler is a list of 1, 3 is not one of its positions'),
+        ('param_scheduler.x.begin=1', 'x is not one of its positions'),
         ('randomness.seed.more=1', 'randomness.seed is 0 in the config, which has no keys'),
     ],
 )
@@ -192,7 +192,7 @@ def test_numbers_as_text(train, tmp_path):
     assert "lr is the text '1e-2' in the config, taken as the number 0.01" in outcome.text
     config.write_text(f"_base_ = '{TOY}'\noptim_wrapper = dict(optimizer=dict(lr='fast'))\n")
     outcome = train(config=config, work='other')
-    assert outcome.status == 1 and "lr='fast' is no number: write one, such as lr=1e-4" in outcome.error
+    assert outcome.status == 1 and "lr='fast' is not a number: write one, such as lr=1e-4" in outcome.error
 
 
 def test_no_workers(train):

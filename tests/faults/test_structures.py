@@ -67,7 +67,7 @@ def test_every_field_of_a_checkpoint(field, change, trained, train, test_tool, t
     assert 'Traceback' not in resumed.text
     if field == 'random_states':
         return  # says that random numbers start anew, or refuses
-    assert resumed.status == 1 and re.search('is no checkpoint of a|lacks', resumed.error)
+    assert resumed.status == 1 and re.search('is not a checkpoint of a|lacks', resumed.error)
 
 
 META = {
@@ -149,4 +149,4 @@ def test_predict_and_export_say_the_same(tmp_path):
         )
     ):
         outcome = run_forked(*arguments, log=tmp_path / f'{number}.txt')
-        assert outcome.status == 1 and 'is no checkpoint of a model, its state_dict is a list' in outcome.error
+        assert outcome.status == 1 and 'is not a checkpoint of a model, its state_dict is a list' in outcome.error

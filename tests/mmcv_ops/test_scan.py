@@ -132,7 +132,7 @@ def test_an_operator_that_is_left_out_names_itself_and_the_way_out(extension, na
     with pytest.raises(UserError) as caught:
         getattr(extension, name)(1, keyword=2)
     assert str(caught.value) == (
-        f'the operator {name} of mmcv exists only compiled: build mmcv with '
+        f'the operator {name} exists only in a compiled mmcv: build mmcv with '
         '`make MMCV=build install`, or with `python tools/install_mmcv.py`'
     )
 

@@ -131,7 +131,7 @@ def test_zoo(recipe, objects, label_maps, tmp_path):
     'recipe', ['mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py', 'mmdet::solo/solo_r50_fpn_1x_coco.py']
 )
 def test_models_of_masks_refuse_boxes(recipe, boxes, tmp_path):
-    with pytest.raises(UserError, match='needs outlines, and the data have boxes alone'):
+    with pytest.raises(UserError, match='needs outlines, but the data have only boxes'):
         generate(boxes, tmp_path, recipe=recipe)
     assert not list(tmp_path.iterdir())
 

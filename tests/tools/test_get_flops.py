@@ -43,7 +43,7 @@ def test_images_of_detectors_are_those_of_the_published_tables(tool):
         (['--all', '--roadmap'], 'error: give config files, --all or --roadmap'),
         (['--roadmap', '--shape', '64x64'], 'error: --roadmap counts at 224x224, as the paper does'),
         (['no.py'], 'error: there is no config file no.py'),
-        (['no.py', '--shape', '640'], "error: '640' is no size of an image: write HEIGHTxWIDTH"),
+        (['no.py', '--shape', '640'], "error: '640' is not an image size: write HEIGHTxWIDTH"),
     ],
 )
 def test_errors(tool, args, error):

@@ -11,6 +11,7 @@ import argparse
 import collections
 import importlib
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,17 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from random_weights import random_weights
-from swap_sweep import TOOLKITS, family, run_apart
+from swap_sweep import TOOLKITS, family, run_apart, without_weights
 
+from convnext_dense import UserError
 from convnext_dense.export import prove, whole_model, write_onnx
 from convnext_dense.export.files import with_score_threshold
+from convnext_dense.export.whole import WholeModel
 from convnext_dense.run.machine import fit_to_machine
 from convnext_dense.runtime.sessions import ONNXRuntimeSession
 
+FIXED_SIZE = (512, 512)  # for models that do not take every size, as with tools/export.py --size
+SHAPES = ((1, 96, 144), (2, 101, 139), (1, 160, 107))  # smaller than those of an export: there are many models
 SWEEP = Path(__file__).resolve().parents[2] / 'docs/benchmarks/swap_sweep.json'
 
 
@@ -33,6 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or '').split(':')[0])
     parser.add_argument('--out', type=Path, required=True, metavar='JSON', help='written after every family')
     parser.add_argument('--prove', action='store_true', help='write files and prove them in ONNX Runtime')
+    parser.add_argument('--publish', type=Path, metavar='JSON', help='also write a summary, and its table beside it')
     parser.add_argument('--only', default='', metavar='TEXT', help='only families with this in their name')
     parser.add_argument('--cpu-seconds', type=int, default=300, help='limit of one model')
     parser.add_argument('--memory', type=float, default=12, metavar='GIB', help='limit of one model')
@@ -49,9 +55,9 @@ def main() -> None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(results, indent=1) + '\n')
         print(f'{name}: {found["outcome"]} {found["seconds"]} s {found.get("reason", "")[:200]}', flush=True)
-    text = table(results)
-    args.out.with_suffix('.md').write_text(text)
-    print(text)
+    print(table(results))
+    if args.publish:
+        publish(args.publish, results)
 
 
 def families() -> dict[str, str]:
@@ -77,54 +83,102 @@ def one_model(config: str, with_file: bool) -> dict[str, Any]:
     cfg.default_scope = toolkit
     init_default_scope(toolkit)
     fit_to_machine(cfg, 'none')
-    model: Any = MODELS.build(cfg.model)
+    os.chdir(folder.parent)  # teacher configs are given relative to it
+    model: Any = MODELS.build(Config(dict(model=without_weights(cfg.model.to_dict()))).model)
     whole_model(model.eval())  # refuses most at once
     model.dataset_meta = dict(classes=[str(i) for i in range(2000)], palette=[])
-    random_weights(model)
-    whole = whole_model(model)
+    try:
+        random_weights(model)
+        return dict(proof=proof_of(model, whole_model(model), with_file, None))
+    except Exception as error:  # those that do not take the size have their own
+        if isinstance(error, UserError) and '--size' not in str(error):
+            raise
+    random_weights(model, FIXED_SIZE)
+    return dict(proof=proof_of(model, whole_model(model), with_file, FIXED_SIZE))
+
+
+def proof_of(model: Any, whole: WholeModel, with_file: bool, size: tuple[int, int] | None) -> str:
+    """Return what was compared, of the file or of the module alone.
+
+    Args:
+        model: Of the toolkit.
+        whole: The module of it.
+        with_file: Write a file and run it in ONNX Runtime.
+        size: Height and width of the images, or None for a model of any size.
+
+    Raises:
+        UserError: The results differ, or the model needs ``size``.
+    """
+    shapes = SHAPES if size is None else ((1, *size), (2, *size))
     if not with_file:
-        return dict(proof=str(prove(model, whole, lambda _: ModuleAsFile(whole))))
-    with tempfile.TemporaryDirectory() as folder_of_file:
-        graph = Path(folder_of_file) / 'model.onnx'
-        write_onnx(whole, graph, {})
+        module = ModuleAsFile(whole)
+        return str(prove(model, whole, lambda _: module, shapes))
+    with tempfile.TemporaryDirectory() as folder:
+        graph = Path(folder) / 'model.onnx'
+        write_onnx(whole, graph, {}, size)
 
         def open_file(threshold: float | None) -> ONNXRuntimeSession:
             return ONNXRuntimeSession(graph if threshold is None else with_score_threshold(graph, threshold))
 
-        return dict(proof=str(prove(model, whole, open_file)))
+        return str(prove(model, whole, open_file, shapes))
 
 
 class ModuleAsFile:
-    """A module in the place of its exported file."""
+    """A module in the place of its exported file. It does not compute again what it has just computed."""
 
     metadata = None
 
     def __init__(self, whole: Any) -> None:
         self.whole = whole
+        self.computed: dict[tuple[int, ...], tuple[torch.Tensor, Any]] = {}  # by shape: images and outputs
+        whole.register_forward_hook(self.remember)
+
+    def remember(self, whole: Any, inputs: tuple[torch.Tensor], outputs: Any) -> None:
+        self.computed[tuple(inputs[0].shape)] = (inputs[0], outputs)
 
     def run(self, image: Any, names: list[str]) -> list[Any]:
-        outputs = self.whole(torch.from_numpy(image))
+        images = torch.from_numpy(image)
+        if not torch.equal(self.computed[image.shape][0], images):
+            self.whole(images)
+        outputs = self.computed[image.shape][1]
         return [outputs[self.whole.output_names.index(name)].numpy() for name in names]
+
+
+def publish(path: Path, results: dict[str, dict[str, Any]]) -> None:
+    """Write what was found with the versions it was found with as JSON, and as a table beside it."""
+    modules = ('torch', 'mmengine', 'mmcv', *TOOLKITS)
+    versions = {name: importlib.import_module(name).__version__ for name in modules}
+    if any(found['proved'] for found in results.values()):
+        versions['onnxruntime'] = importlib.import_module('onnxruntime').__version__
+    path.write_text(json.dumps(dict(versions=versions, families=results), indent=1) + '\n')
+    path.with_suffix('.md').write_text(table(results))
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
     """Return Markdown: the counts, and the families with what was found."""
     counts = collections.Counter(found['outcome'] for found in results.values())
     in_files = sum(found['outcome'] == 'exports' and found['proved'] for found in results.values())
+    share = counts['exports'] / max(len(results), 1)
     lines = [
-        f'{counts["exports"]} of {len(results)} families of mmdet and mmseg that run here export whole '
-        f'({counts["exports"] / max(len(results), 1):.0%}); {in_files} of them were proved as a file, the others '
-        'as the module that is exported.',
+        '# Exporting a model of every family of the zoos',
         '',
-        'Made by `tools/dev/export_sweep.py`: the first model of each family, as its zoo has it, with random weights.',
+        'Made by `tools/dev/export_sweep.py`: the first model of each family that runs here '
+        '([the swap sweep](swap_sweep.md) lists these), as its zoo has it, with random weights. A family is a folder '
+        'of configs.',
         '',
-        '| family | outcome | as a file | why not, or what was compared |',
-        '|---|---|---|---|',
+        f'Of {len(results)} families, {counts["exports"]} ({share:.0%}) export whole and give what the toolkit gives, '
+        f'{counts["refused"]} are refused with a reason, {counts["fails"]} fail. For {in_files} of them the file was '
+        'run in ONNX Runtime, for the others the module that is exported.',
+        '',
+        '| family | model | outcome | as a file | why not, or what was compared |',
+        '|---|---|---|---|---|',
     ]
-    for name, found in results.items():
+    for name, found in sorted(results.items()):
         text = (found.get('reason') or found.get('proof') or '').replace('|', '/').replace('\n', ' ')
+        text = text.removesuffix(': export --part backbone or --part neck instead')
         proved = 'yes' if found['proved'] and found['outcome'] == 'exports' else ''
-        lines.append(f'| {name} | {found["outcome"]} | {proved} | {text[:300]} |')
+        model = Path(found['config']).stem
+        lines.append(f'| {name} | {model} | {found["outcome"]} | {proved} | {text[:300]} |')
     return '\n'.join(lines) + '\n'
 
 

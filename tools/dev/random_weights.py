@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from convnext_dense.export import whole_model
 from convnext_dense.export.proof import example_images
@@ -13,11 +17,15 @@ CLASSIFIERS = ('rpn_cls', 'fc_cls', 'retina_cls', 'conv_cls', 'atss_cls', 'gfl_c
 REGRESSORS = tuple(f'{name}.weight' for name in ('rpn_reg', 'fc_reg', 'retina_reg', 'atss_reg', 'conv_reg'))
 
 
-def random_weights(model: nn.Module) -> nn.Module:
+def random_weights(model: nn.Module, size: tuple[int, int] = (192, 256)) -> nn.Module:
     """Give a model of mmdet or mmseg random weights that spread scores and boxes, and put it into ``eval()`` mode.
 
     The refinement of anchors and RoIs is small, as in a trained detector. Large random ones make proposals of a tenth
     of a pixel and move RoIs so wildly that rounding decides which of them are kept.
+
+    Args:
+        model: Of mmdet or mmseg.
+        size: Height and width of the image that its scores are spread for.
 
     Raises:
         UserError: No family of the export fits the model.
@@ -34,21 +42,31 @@ def random_weights(model: nn.Module) -> nn.Module:
         if buffer.ndim == 1 and buffer.is_floating_point() and len(buffer) > 1:
             buffer.add_(torch.empty_like(buffer).normal_(0, 0.1, generator=generator).abs())  # of batch norms
     model.eval()
-    for _ in range(4 if hasattr(model, 'roi_head') else 1):  # a stage of a cascade sees what the one before found
-        _spread_scores(model)
+    passes = 1 + getattr(model.roi_head, 'num_stages', 1) if hasattr(model, 'roi_head') else 1
+    for _ in range(passes):  # RoI heads see what the RPN found, and a stage of a cascade what the one before found
+        _spread_scores(model, size)
     return model
 
 
 @torch.no_grad()
-def _spread_scores(model: nn.Module) -> None:
-    """Shift and scale every classifier so that its logits have mean -1 and deviation 2 for each class."""
+def _spread_scores(model: nn.Module, size: tuple[int, int]) -> None:
+    """Shift and scale every classifier so that its logits have mean -1 and deviation 2 for each class.
+
+    Batch norms get the statistics of what they receive, as in training. Without them the features of a deep network
+    grow with every block, and boxes collapse at the borders of the image.
+    """
     logits: dict[str, list[torch.Tensor]] = {}  # of every level
     hooks = [
         module.register_forward_hook(lambda _, __, output, name=name: logits.setdefault(name, []).append(output))
         for name, module in model.named_modules()
         if name.endswith(CLASSIFIERS)
     ]
-    whole_model(model)(torch.from_numpy(example_images(1, 192, 256)))
+    hooks += [
+        module.register_forward_pre_hook(_statistics_hook(module))
+        for module in model.modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    ]
+    whole_model(model)(torch.from_numpy(example_images(1, *size)))
     for hook in hooks:
         hook.remove()
     modules = dict(model.named_modules())
@@ -58,3 +76,18 @@ def _spread_scores(model: nn.Module) -> None:
         classifier = modules[name]
         classifier.weight.mul_(scale.reshape(-1, *[1] * (classifier.weight.ndim - 1)))
         classifier.bias.copy_((classifier.bias - values.mean(1)) * scale - 1)
+
+
+def _statistics_hook(norm: Any) -> Callable[[Any, tuple[torch.Tensor]], None]:
+    """Return a hook that sets mean and variance of ``norm``, and of the copy of it that a family may run."""
+
+    def set_statistics(running: Any, inputs: tuple[torch.Tensor]) -> None:
+        (x,) = inputs
+        dims = [0, *range(2, x.dim())]
+        if x.numel() == x.shape[1]:
+            return  # one value per channel has no variance
+        for module in (running, norm):
+            module.running_mean.copy_(x.mean(dims))
+            module.running_var.copy_(x.var(dims, correction=0).clamp(min=1e-3))
+
+    return set_statistics

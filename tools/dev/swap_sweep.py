@@ -166,7 +166,7 @@ def same_models() -> tuple[dict[str, list[str]], dict[str, str]]:
 
 def hash_of(name: str, cfg: Config) -> str:
     """Equal for models that differ in nothing but their weights."""
-    text = json.dumps([name.split('::')[0], _without_weights(cfg.model.to_dict())], sort_keys=True, default=str)
+    text = json.dumps([name.split('::')[0], without_weights(cfg.model.to_dict())], sort_keys=True, default=str)
     return hashlib.sha1(text.encode()).hexdigest()[:12]
 
 
@@ -175,15 +175,15 @@ def family(config: str) -> str:
     return config.split('/')[0]
 
 
-def _without_weights(value: Any) -> Any:
+def without_weights(value: Any) -> Any:
     if isinstance(value, dict):
         return {
-            key: _without_weights(item)
+            key: without_weights(item)
             for key, item in value.items()
             if key not in ('init_cfg', 'pretrained', 'teacher_ckpt')
         }
     if isinstance(value, (list, tuple)):
-        return type(value)(_without_weights(item) for item in value)
+        return type(value)(without_weights(item) for item in value)
     return value
 
 
@@ -288,7 +288,7 @@ def train_and_predict(cfg: Config, size: int, initialised: bool) -> tuple[dict[s
     random.seed(0)
     torch.manual_seed(0)
     np.random.seed(0)
-    model_cfg = _without_weights(copy.deepcopy(cfg.model.to_dict()))
+    model_cfg = without_weights(copy.deepcopy(cfg.model.to_dict()))
     for part in (*_values(model_cfg, 'train_cfg'), *_values(model_cfg, 'test_cfg')):
         _fewer_regions(part)
     preprocessor = model_cfg.get('data_preprocessor') or {}

@@ -94,8 +94,8 @@ def _find_root(folder: Path) -> Path:
         if (root / 'images' / 'training').is_dir() and (root / 'annotations' / 'training').is_dir():
             return root
     raise UserError(
-        f'{folder} has neither the layout of COCO nor that of ADE20K (README, "Data"): write it with '
-        f'`convnext-dense dataset convert {folder} OUT`'
+        f'{folder} has neither the layout of COCO nor that of ADE20K (the page "Get started" describes both): '
+        f'write it with `convnext-dense dataset convert {folder} OUT`'
     )
 
 

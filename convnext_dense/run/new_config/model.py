@@ -92,7 +92,7 @@ def box_changes(model: ConfigDict) -> dict[str, Any]:
     if not (model.get('roi_head') or {}).get('mask_head'):
         return {}
     if (model.roi_head.get('semantic_head') or model.roi_head.get('mask_iou_head')) or model.type == 'PointRend':
-        raise UserError(f'{model.type} needs outlines, and the data have boxes alone: take a detector of boxes')
+        raise UserError(f'{model.type} needs outlines, but the data have only boxes: use a detector without masks')
     changes: dict[str, Any] = dict(roi_head=dict(mask_roi_extractor=None, mask_head=None))
     if model.type == 'MaskRCNN':
         changes['type'] = 'FasterRCNN'

@@ -34,7 +34,7 @@ def fit_to_data(cfg: Config, facts: DataFacts, factor: float) -> Config:
         changes = box_changes(fitted.model)
         if not changes and _loads_masks(fitted):
             raise UserError(
-                f'{fitted.model.type} needs outlines, and the data have boxes alone: take a detector of boxes'
+                f'{fitted.model.type} needs outlines, but the data have only boxes: use a detector without masks'
             )
         _merge(fitted.model, changes)
     for split in ('train', 'val'):
@@ -102,7 +102,9 @@ def _fit_pipeline(pipeline: list, facts: DataFacts, factor: float) -> list:
     for step in pipeline:
         step = dict(_scaled(step, factor))
         if step['type'] in OTHER_LABELS or (not facts.is_segmentation and step.get('with_seg')):
-            raise UserError(f'this model learns from {step["type"]}, labels that the data do not have: take another')
+            raise UserError(
+                f'this model learns from {step["type"]}, labels that the data do not have: use another model'
+            )
         if step['type'] == 'LoadAnnotations':
             step.pop('reduce_zero_label', None)  # the labels of our data begin at 0
             if not facts.is_segmentation:

@@ -348,7 +348,7 @@ def test_profile_names_the_operators(benchmark):
         ),
         (['time', *TINY, '--ours', 'lean'], 'error: --ours lean: write NAME:KEY=VALUE,KEY=VALUE'),
         (['time', *TINY, '--batch', 1, 2], 'error: several batches or sizes are for the subcommand scaling'),
-        (['time', *TINY, '--size', '800'], "error: '800' is no size of an image: write HEIGHTxWIDTH"),
+        (['time', *TINY, '--size', '800'], "error: '800' is not an image size: write HEIGHTxWIDTH"),
         (['time', *TINY, '--cast', '--mode', 'train'], 'error: --cast is for inference'),
         (['time', *TINY, '--rounds', 0], 'error: --rounds, --warmup and --batch need at least 1'),
         (['time', '--device', 'cpu', '--arch', 'giant'], "error: ConvNeXt has no arch 'giant': use one of atto"),
