@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,7 +41,7 @@ def add_trackers(cfg: Config, names: Sequence[str]) -> None:
     """Let a run be followed in trackers of experiments, besides the files that it writes anyway.
 
     Args:
-        cfg: Changed in place.
+        cfg: Changed in place; has a ``work_dir``.
         names: Keys of :data:`TRACKERS`.
 
     Raises:
@@ -55,7 +57,25 @@ def add_trackers(cfg: Config, names: Sequence[str]) -> None:
             raise UserError('--track: the config has no visualizer, which writes to trackers: add it')
         backends = list(cfg.visualizer.get('vis_backends') or [dict(type='LocalVisBackend')])
         if all(backend['type'] != type_name for backend in backends):
-            cfg.visualizer.vis_backends = [*backends, dict(type=type_name)]
+            options = _mlflow_options(Path(cfg.work_dir).resolve()) if name == 'mlflow' else {}
+            cfg.visualizer.vis_backends = [*backends, dict(type=type_name, **options)]
+
+
+def _mlflow_options(work_dir: Path) -> dict[str, Any]:
+    """Return where mlflow writes: to the server that its own variable names, or to a database in the work folder.
+
+    mmengine's backend takes neither: it writes a folder of files, which mlflow refuses from version 3.17 on.
+    """
+    server = os.environ.get('MLFLOW_TRACKING_URI')
+    if server:
+        return dict(exp_name=work_dir.name, tracking_uri=server)
+    # An experiment of another name than Default, which exists and keeps its files in the current folder.
+    return dict(
+        exp_name=work_dir.name,
+        tracking_uri=f'sqlite:///{work_dir}/mlflow.db',
+        artifact_location=(work_dir / 'mlflow').as_uri(),
+        artifact_suffix=(),  # copies of files beside it: none, which would grow with every resume
+    )
 
 
 def use_own_visualizer(cfg: Config) -> None:

@@ -16,13 +16,25 @@ LOCAL = dict(type='LocalVisBackend')
 
 def test_trackers_are_added_to_what_is_there(monkeypatch):
     monkeypatch.setattr('importlib.util.find_spec', lambda name: object())
-    cfg = Config(dict(visualizer=dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')])))
+    monkeypatch.delenv('MLFLOW_TRACKING_URI', raising=False)
+    cfg = Config(dict(visualizer=dict(type='Visualizer', vis_backends=[LOCAL]), work_dir='/runs/a b'))
     add_trackers(cfg, ['tensorboard', 'mlflow', 'tensorboard'])
     assert [backend.type for backend in cfg.visualizer.vis_backends] == [
         'LocalVisBackend',
         'TensorboardVisBackend',
         'MLflowVisBackend',
     ]
+
+
+def test_mlflow_writes_to_its_server_or_to_the_work_folder(monkeypatch):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: object())
+    monkeypatch.delenv('MLFLOW_TRACKING_URI', raising=False)
+    local = dict(tracking_uri='sqlite:////runs/a b/mlflow.db', artifact_location='file:///runs/a%20b/mlflow')
+    for options in (dict(local, artifact_suffix=()), dict(tracking_uri='http://127.0.0.1:5000')):
+        cfg = Config(dict(visualizer=dict(type='Visualizer'), work_dir='/runs/a b'))
+        add_trackers(cfg, ['mlflow'])
+        assert cfg.visualizer.vis_backends[-1] == dict(type='MLflowVisBackend', exp_name='a b', **options)
+        monkeypatch.setenv('MLFLOW_TRACKING_URI', 'http://127.0.0.1:5000')
 
 
 def test_trackers_that_cannot_be_used(monkeypatch):
