@@ -3,13 +3,17 @@
 import os
 import shutil
 import signal
+import sys
 
 import pytest
 import torch
 from conftest import TOY
+from fresh import start
+from helpers import ROOT, kill_all
 
 EPOCHS = ('train_cfg.max_epochs=3', 'train_dataloader.dataset.augment=True')
 ITERATIONS = ('train_dataloader.dataset.augment=True',)
+TRAIN = ROOT / 'tools/train.py'
 TOY_ITERATIONS = TOY.with_name('toy_iterations.py')
 WORKERS = {
     'no workers': (),
@@ -37,11 +41,13 @@ def killed_at(iteration):
 
 
 def assert_same_training(one, other):
-    """The same weights, running statistics, optimizer, schedules and random numbers."""
+    """The same weights, running statistics, averages of weights, optimizer, schedules and random numbers."""
     one, other = (torch.load(path, weights_only=False) for path in (one, other))
     assert one['meta']['iter'] == other['meta']['iter']
-    for name, value in one['state_dict'].items():
-        assert torch.equal(value, other['state_dict'][name]), name
+    assert ('ema_state_dict' in one) == ('ema_state_dict' in other)
+    for weights in ('state_dict', 'ema_state_dict'):
+        for name, value in one.get(weights, {}).items():
+            assert torch.equal(value, other[weights][name]), name
     for number, state in one['optimizer']['state'].items():
         for name, value in state.items():
             assert torch.equal(value, other['optimizer']['state'][number][name]), (number, name)
@@ -69,6 +75,37 @@ def test_killed_and_resumed_is_bit_identical(loop, workers, train, tmp_path):
     resumed = train('--resume', change=change, config=config)
     assert resumed.status == 0, resumed.text
     assert_same_training(tmp_path / 'whole' / last, tmp_path / 'work' / last)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('workers', WORKERS)
+@pytest.mark.parametrize('loop', ['epochs', 'iterations', 'inside an epoch', 'endless sampler'])
+def test_fresh_process_killed_and_resumed_is_bit_identical(loop, workers, train, tmp_path):
+    """SIGKILL from outside, at some moment behind the first checkpoint."""
+    by_epoch = loop in ('epochs', 'inside an epoch')
+    config = TOY if by_epoch else TOY_ITERATIONS
+    common = ['train_dataloader.dataset.augment=True', *WORKERS[workers]]
+    if loop == 'inside an epoch':
+        common += ['default_hooks.checkpoint.by_epoch=False', 'default_hooks.checkpoint.interval=4']
+    elif loop == 'endless sampler':
+        common.append('train_dataloader.sampler.type=InfiniteSampler')
+    end = 'train_cfg.max_epochs' if by_epoch else 'train_cfg.max_iters'
+    work = tmp_path / 'work'
+    until = 'Epoch(val) [2]' if by_epoch else 'Saving checkpoint at 10 iterations'
+    process = start([sys.executable, TRAIN, config, '--no-report'], work, [*common, f'{end}=100000'], until=until)
+    kill_all(process)
+    saved = max(torch.load(path, weights_only=False)['meta']['iter'] for path in work.glob('*.pth'))
+    total = saved // 6 + 2 if by_epoch else saved + 7  # of epochs of 6 iterations, or of iterations
+    last = f'epoch_{total}.pth'
+    if not by_epoch:
+        last = f'iter_{total}.pth'
+    elif loop == 'inside an epoch':
+        last = f'iter_{6 * total}.pth'
+    change = [*common, f'{end}={total}']
+    resumed = train('--resume', change=change, config=config)
+    assert resumed.status == 0 and 'resumed from' in resumed.text, resumed.text
+    assert train(change=change, config=config, work='whole').status == 0
+    assert_same_training(tmp_path / 'whole' / last, work / last)
 
 
 def test_workers_do_not_change_the_data(train, tmp_path):
