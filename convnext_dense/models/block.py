@@ -21,7 +21,7 @@ from convnext_dense.models.fused_block import (
     fold,
     fold_and_pack,
 )
-from convnext_dense.models.fusion_rule import compute_dtype, is_transformed, parts_are_plain
+from convnext_dense.models.fusion_rule import is_transformed, what_to_fuse
 from convnext_dense.models.layers import GRN, DropPath, global_response_norm
 
 TensorFunction = Callable[[Tensor], Tensor]
@@ -68,7 +68,7 @@ def residual_branch(
 class Block(nn.Module):
     """One residual block: ``x + drop_path(residual_branch(x))``.
 
-    Where :func:`convnext_dense.models.fusion_rule.compute_dtype` allows it, the block runs as one fused function, which
+    Where :func:`convnext_dense.models.fusion_rule.what_to_fuse` allows it, the block runs as one fused function, which
     computes the same; otherwise it calls its parts.
 
     Args:
@@ -129,11 +129,10 @@ class Block(nn.Module):
         Returns:
             (N, C, H, W).
         """
-        if parts_are_plain(self):
-            params = self.parameters_in_order()
-            dtype = compute_dtype(self, x, params)
-            if dtype is not None:
-                return self.fused(x, dtype, params)
+        fused = what_to_fuse(self, x)
+        if fused is not None:
+            params, dtype = fused
+            return self.fused(x, dtype, params)
         if self.memory == 'checkpoint' and torch.is_grad_enabled() and isinstance(x, Tensor) and not is_transformed():
             return checkpoint(self.plain, x, use_reentrant=False)
         return self.plain(x)
@@ -164,16 +163,6 @@ class Block(nn.Module):
         if kept is None:
             return out
         return _put_samples(x.to(sum_dtype), kept, out)
-
-    def parameters_in_order(self) -> BlockParameters:
-        """The parameters as the fused block takes them."""
-        parts: dict[str, Any] = self._modules
-        tensors: list[Tensor | None] = []
-        for name in ('dwconv', 'norm', 'pwconv1', 'grn', 'pwconv2'):
-            weight, bias = ('gamma', 'beta') if name == 'grn' else ('weight', 'bias')
-            tensors.append(_parameter(parts[name], weight))
-            tensors.append(_parameter(parts[name], bias))
-        return BlockParameters._make([*tensors, _parameter(self, 'gamma')])
 
     def prepare(self, prepared: bool) -> None:
         """Promise that the parameters stay as they are until further notice, or take the promise back."""
@@ -314,14 +303,6 @@ def _take_samples(x: Tensor, kept: Tensor) -> Tensor:
 def _put_samples(x: Tensor, kept: Tensor, samples: Tensor) -> Tensor:
     """A copy of ``x`` (N, C, H, W) with ``samples`` at the places ``kept``, in channels_last memory."""
     return x.permute(0, 2, 3, 1).index_copy(0, kept, samples.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-def _parameter(module: nn.Module, name: str) -> Tensor | None:
-    """A parameter of a module; FSDP stores a tensor of the same name outside the dict of parameters."""
-    attributes = module.__dict__
-    if name in attributes:
-        return attributes[name]
-    return attributes['_parameters'].get(name)
 
 
 def _any_requires_grad(x: Tensor, params: BlockParameters) -> bool:

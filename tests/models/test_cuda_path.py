@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from convnext_dense.models import fusion_rule
 from convnext_dense.models.block import Block
 from convnext_dense.models.fused_block import branch_backward, branch_forward, fold
-from convnext_dense.models.fusion_rule import compute_dtype
+from convnext_dense.models.fusion_rule import plain_parameters, what_to_fuse
 
 # Type of the parameters, of the input and to compute in: fp32, and autocast at the start of a stage and behind it.
 TYPES = [
@@ -39,7 +40,7 @@ def test_forward_and_backward(param_dtype, x_dtype, dtype, memory, use_grn, drop
     kept = torch.zeros(1, dtype=torch.long, device=fake_cuda) if dropped else None
     monkeypatch.setattr(Block, '_kept_samples', lambda self, x: (kept, 2.0))
     x = torch.zeros(2, 8, 6, 5, device=fake_cuda, dtype=x_dtype).contiguous(memory_format=torch.channels_last)
-    params = block.parameters_in_order()
+    params = plain_parameters(block)
 
     x.requires_grad_()
     out = block.fused(x, dtype, params)
@@ -75,7 +76,7 @@ def test_inference(dtype, use_grn, fake_cuda):
     for prepared in (False, True):
         block.prepare(prepared)
         with torch.no_grad():
-            out = block.fused(x, dtype, block.parameters_in_order())
+            out = block.fused(x, dtype, plain_parameters(block))
         assert out.device.type == 'cuda' and out.dtype == torch.float32 and out.shape == x.shape
 
 
@@ -83,16 +84,23 @@ def test_inference(dtype, use_grn, fake_cuda):
 @pytest.mark.parametrize('half', [torch.float16, torch.bfloat16])
 def test_the_rule_on_cuda(half, memory, expected, fake_cuda, monkeypatch):
     """The plain block unless a memory mode was asked for; under autocast, its type."""
-    monkeypatch.setattr('torch.utils._python_dispatch.is_in_torch_dispatch_mode', lambda: False)
-    monkeypatch.setattr('convnext_dense.models.fusion_rule.PLAIN_TENSORS', (FakeTensor, torch.nn.Parameter))
+    monkeypatch.setattr(fusion_rule, '_len_torch_dispatch_stack', lambda: 0)
+    monkeypatch.setattr(fusion_rule, 'PLAIN_TENSORS', (FakeTensor, torch.nn.Parameter))
     block = block_on(fake_cuda, memory)
     x = torch.zeros(2, 8, 6, 5, device=fake_cuda)
     before = torch.is_autocast_enabled('cuda'), torch.get_autocast_dtype('cuda')
     torch.set_autocast_enabled('cuda', True)
     torch.set_autocast_dtype('cuda', half)
     try:
-        assert compute_dtype(block, x, block.parameters_in_order()) == (half if expected else None)
+        found = what_to_fuse(block, x)
     finally:
         torch.set_autocast_enabled('cuda', before[0])
         torch.set_autocast_dtype('cuda', before[1])
-    assert compute_dtype(block, x, block.parameters_in_order()) == (torch.float32 if expected else None)
+    if expected is None:
+        assert found is None and what_to_fuse(block, x) is None
+        return
+    assert found[1] == half and what_to_fuse(block, x)[1] == torch.float32
+    by_name = dict(block.named_parameters())
+    order = ['dwconv.weight', 'dwconv.bias', 'norm.weight', 'norm.bias', 'pwconv1.weight', 'pwconv1.bias']
+    expected_params = [by_name.get(name) for name in [*order, None, None, 'pwconv2.weight', 'pwconv2.bias', 'gamma']]
+    assert all(param is one for param, one in zip(found[0], expected_params, strict=True))

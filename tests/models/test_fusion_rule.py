@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from convnext_dense import ConvNeXt
 from convnext_dense.models.block import Block, residual_branch
-from convnext_dense.models.fusion_rule import PART_CLASSES
+from convnext_dense.models.fusion_rule import PARTS_V1, PARTS_V2
 
 V1 = dict(layer_scale_init_value=0.5)
 V2 = dict(layer_scale_init_value=0, use_grn=True)
@@ -80,7 +80,7 @@ def assert_same(found, expected) -> None:
 
 def test_lists_are_complete():
     """What the families below run over; a new name in torch or in the block must be looked at."""
-    assert set(PARTS) == set(PART_CLASSES)
+    assert set(PARTS) == {name for name, *_ in PARTS_V1} == {name for name, *_ in PARTS_V2}
     assert len(PARAMETERS) == 11
     assert set(MODULE_HOOKS) == {
         'register_backward_hook',
@@ -491,6 +491,50 @@ def test_mixed_types_are_refused_as_by_the_plain_block(dtype, monkeypatch):
     assert block(x).dtype == eager(monkeypatch, block, x).dtype
 
 
+@KINDS
+@pytest.mark.parametrize('parameter', PARAMETERS)
+def test_a_parameter_elsewhere_is_refused_as_by_the_plain_block(parameter, kind, monkeypatch):
+    block = block_of(kind)
+    if parameter not in dict(block.named_parameters()):
+        pytest.skip(f'blocks of this kind have no {parameter}')
+    param = block.get_parameter(parameter)
+    part, _, name = parameter.rpartition('.')
+    setattr(block.get_submodule(part), name, nn.Parameter(param.detach().to('meta')))
+
+    def run():
+        try:
+            return tuple(block(image()).shape)
+        except RuntimeError as error:
+            return str(error)
+
+    assert run() == eager(monkeypatch, run)
+
+
+@KINDS
+@MODES
+@pytest.mark.parametrize('parameter', PARAMETERS)
+def test_buffers_in_the_place_of_parameters(parameter, training, kind, monkeypatch):
+    """As of code that freezes weights by making them buffers."""
+    block = block_of(kind, training)
+    if parameter not in dict(block.named_parameters()):
+        pytest.skip(f'blocks of this kind have no {parameter}')
+    part, _, name = parameter.rpartition('.')
+    module, value = block.get_submodule(part), block.get_parameter(parameter).detach()
+    delattr(module, name)
+    module.register_buffer(name, value)
+    assert_same(step(block), eager(monkeypatch, step, block))
+
+
+@pytest.mark.parametrize('strict', [True, False])
+def test_exported_programs_hold_the_plain_block(strict):
+    """With dynamo and without it."""
+    block = block_of(V1, training=False)
+    program = torch.export.export(block, (image().detach(),), strict=strict)
+    names = {node.target.__name__ for node in program.graph.nodes if node.op == 'call_function'}
+    assert {'layer_norm.default', 'gelu.default', 'linear.default'} <= names
+    torch.testing.assert_close(program.module()(image().detach()), block(image().detach()))
+
+
 def test_default_device_runs_fused(fused_calls):
     with torch.device('cpu'):
         block_of(V1)(image())
@@ -535,7 +579,7 @@ def test_construction_on_devices_without_values():
 def test_the_rule_names_what_the_formula_calls():
     """Every part that the plain formula takes is under the rule."""
     taken = set(inspect.signature(residual_branch).parameters) - {'x', 'gamma'}
-    assert taken | {'drop_path'} == set(PART_CLASSES)
+    assert taken | {'drop_path'} == {name for name, *_ in PARTS_V1}
 
 
 def test_torch_that_cannot_be_asked_runs_plain(fused_calls, monkeypatch):

@@ -22,6 +22,7 @@ SUBCOMMANDS = {
     'profile': 'where the time of a step goes, instead of how long it takes',
     'optimizer': 'time of an AdamW step under layer decay',
     'protection': 'what the hooks that protect a training cost in a step',
+    'rule': 'what it takes of a step to ask whether blocks may run fused',
     'loading': 'time and peak memory of loading weights',
 }
 
@@ -42,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
         subcommands[name].add_argument('--arch', default='tiny', help='arch of ConvNeXt, default tiny')
     for name in ('time', 'scaling', 'profile'):
         subcommands[name].add_argument('--v2', action='store_true', help='blocks of ConvNeXt V2, with GRN')
+    _add_rule(subcommands['rule'])
     subcommands['loading'].add_argument('--arch', default='xlarge', help='arch of ConvNeXt, default xlarge')
     for name in ('time', 'model', 'scaling', 'profile'):
         _add_choice_of_rows(subcommands[name])
@@ -124,6 +126,16 @@ def _add_whole_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--only', nargs='+', metavar='NAME', help='these rows')
     parser.add_argument('--markdown', type=Path, metavar='OUT', help='write the report')
     parser.add_argument('--graph', type=Path, help=argparse.SUPPRESS)
+
+
+def _add_rule(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--arch', default='atto', help='arch of ConvNeXt, default atto')
+    parser.add_argument('--v2', action='store_true', help='blocks of ConvNeXt V2, with GRN')
+    parser.add_argument('--batch', type=int, default=2, help='default 2')
+    parser.add_argument('--size', default='64x64', metavar='HEIGHTxWIDTH', help='of the image, default 64x64')
+    parser.add_argument('--threads', type=int, default=1, help='CPU threads, default 1')
+    parser.add_argument('--rounds', type=int, default=100)
+    parser.add_argument('--warmup', type=int, default=5, help='rounds before the first that counts')
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from convnext_dense.complexity import run_forward
 from convnext_dense.data_check.splits import dicts_with_key, step_name
 from convnext_dense.models.block import Block
-from convnext_dense.models.fusion_rule import parts_are_plain
+from convnext_dense.models.fusion_rule import plain_parameters
 
 # Values per token and channel that the fused block saves for the backward pass, by its memory mode.
 SAVED_BY_FUSED_BLOCK = {'default': 6, 'lean': 2, 'checkpoint': 1}
@@ -134,7 +134,8 @@ class _SavedBytes:
         self._seen = {tensor.untyped_storage()._cdata for tensor in model.state_dict().values()}
         self._fused = []
         for module in model.modules():
-            if isinstance(module, Block) and parts_are_plain(module) and (on_cpu or module.memory is not None):
+            is_wanted = isinstance(module, Block) and (on_cpu or module.memory is not None)
+            if is_wanted and plain_parameters(module) is not None:
                 self._fused.append(module)
 
     def run(self, run: Callable[[Any, Tensor], Any], batch: Tensor) -> None:

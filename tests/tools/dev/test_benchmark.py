@@ -409,3 +409,22 @@ def test_cost_of_the_hooks_in_a_step(benchmark, digits, monkeypatch):
     assert all(0 < inside < step for inside, step in zip(rows['in hooks']['seconds'], rows['with']['seconds']))
     assert figures['percent_of_a_step'] == 100 * rows['in hooks']['median'] / rows['with']['median']
     assert figures['ratio_of_minima'] == rows['with']['min'] / rows['without']['min']
+
+
+def test_cost_of_the_rule_in_a_step(benchmark, monkeypatch):
+    from convnext_dense.models import block, fusion_rule
+
+    message, _, figures = benchmark('rule', '--rounds', 2, '--warmup', 1)
+    assert message is None and block.what_to_fuse is fusion_rule.what_to_fuse
+    for mode in ('train', 'inference'):
+        found = figures[mode]
+        assert found['blocks'] == 12  # 2 + 2 + 6 + 2 of atto
+        assert set(found['shares']) == {'rule_in_step', 'rule_behind_step', 'rule_in_loop'}
+        for name, share in found['shares'].items():
+            assert share == pytest.approx(found[name] / found['step'], abs=2e-5) and share > 0
+        assert found['step'] > found['rule_in_step']
+    monkeypatch.setenv('CONVNEXT_DENSE_KERNELS', 'eager')
+    message = benchmark('rule', '--rounds', 1)[0]
+    assert message == (
+        'error: no block runs fused here, so that there is nothing to compare: unset CONVNEXT_DENSE_KERNELS'
+    )

@@ -9,4 +9,5 @@ timing.py     time and memory of steps: the subcommands time, model, scaling, pr
 memory.py     peak memory and saved activations
 report.py     tables and plots
 loading.py    the subcommand loading
+rule.py       the subcommand rule
 """

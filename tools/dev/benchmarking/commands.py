@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from mmengine.logging import MMLogger
 
-from benchmarking import loading, protection, whole_model
+from benchmarking import loading, protection, rule, whole_model
 from benchmarking.memory import peak_memory
 from benchmarking.options import Options, options_of, outputs_of
 from benchmarking.report import plot_scaling, report
@@ -39,6 +39,9 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> None:
         return
     if args.command == 'protection':
         protection.run(args, argv)
+        return
+    if args.command == 'rule':
+        rule.run(args, argv)
         return
     if args.command == 'whole-model':
         whole_model.run(args, argv)
