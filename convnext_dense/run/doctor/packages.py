@@ -31,6 +31,7 @@ OPTIONAL = {
     'torchvision': "mmcv's operators of this package are slower without its kernels",
     'ftfy': 'mmseg cannot be imported without it',
     'regex': 'mmseg cannot be imported without it',
+    'scikit-learn': 'the sample data are made of its digits',
 }
 
 
