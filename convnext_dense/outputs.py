@@ -112,6 +112,21 @@ def is_write_failure(error: BaseException) -> bool:
 
 
 @contextmanager
+def name_work_folder(folder: str | Path) -> Iterator[None]:
+    """Name the work folder where the disk is full and the system does not say which file it could not write.
+
+    Raises:
+        UserError: So it is.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_SPACE or error.filename:
+            raise
+        raise UserError(write_failure(f'a file, most likely in the work folder {folder},', error)) from error
+
+
+@contextmanager
 def whole_files(path: Path) -> Iterator[Path]:
     """Give a path of the same name in a hidden folder beside ``path``, and move what was written there when all is.
 

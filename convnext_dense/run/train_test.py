@@ -31,7 +31,13 @@ from convnext_dense.engine.prediction_files import DrawHook, KeepLabelMapsHook
 from convnext_dense.engine.preemption import PreemptionHook, SignalFlag, end_with_parent
 from convnext_dense.engine.random_state import RandomStateHook
 from convnext_dense.errors import UserError
-from convnext_dense.outputs import check_file_output, check_folder_output, check_work_folder, whole_files
+from convnext_dense.outputs import (
+    check_file_output,
+    check_folder_output,
+    check_work_folder,
+    name_work_folder,
+    whole_files,
+)
 from convnext_dense.run.data import check_paths, prepare_data
 from convnext_dense.run.final_report import write_final_report
 from convnext_dense.run.machine import describe_operators, fit_to_machine
@@ -122,7 +128,7 @@ def train(
     start.notes += [*use_durable_checkpoints(cfg), *use_resumable_loop(cfg, start)]
     flag = SignalFlag()
     hooks = [FiniteStepsHook(skip_nonfinite), RandomStateHook(), ReplaceHook(start.replaced), PreemptionHook(flag)]
-    with claimed(cfg.work_dir):
+    with name_work_folder(cfg.work_dir), claimed(cfg.work_dir):
         prepare_data(cfg, ('train', 'val'), launcher, check=data_check, decode=decode)
         with flag.listening():
             metrics = _run(cfg, launcher, 'train', start, hooks)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import TOY
 from forked import run_forked
+from private_mounts import mount, reason_against
 
 from convnext_dense import UserError
 from convnext_dense.engine.training_state import check_optimizer_fits, check_training_state
@@ -272,6 +273,19 @@ def test_failing_disk_keeps_the_last_checkpoint(code, train, tmp_path):
     assert outcome.status == 1 and f'epoch_2.pth could not be written ({os.strerror(code)})' in outcome.error
     kept = [name for name in names(tmp_path / 'work') if '.pth' in name]
     assert kept == ['epoch_1.pth'] and read_file(tmp_path / 'work/epoch_1.pth')['meta']['epoch'] == 1
+
+
+@pytest.mark.parametrize('pages', [1, 2, 3, 4, 6, 8, 12, 16])
+def test_full_disk_names_the_work_folder(pages, train, tmp_path):
+    """A page holds 4096 bytes. Whatever comes first finds no room: lock, config, log, scalars or a checkpoint."""
+    work = tmp_path / 'work'
+    reason = reason_against(tmp_path)
+    if reason:
+        pytest.skip(f'mounts cannot be made here: {reason}')
+    work.mkdir()
+    outcome = train(change=ONE_EPOCH, inject=lambda: mount(work, f'size={4096 * pages}'))
+    assert outcome.status == 1, outcome.text
+    assert f'{work}' in outcome.error and 'No space left on device' in outcome.error, outcome.text
 
 
 def test_two_trainings_do_not_share_a_folder(train, tmp_path):
