@@ -32,7 +32,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument('--with-neck', action='store_true', help='the same as --part neck')
     parser.add_argument('--size', type=parse_size, help='HEIGHTxWIDTH: fix the size; default: any size')
     parser.add_argument(
-        '--evaluate', action='store_true', help='print the metrics of checkpoint and file on the test set of the config'
+        '--evaluate',
+        action='store_true',
+        help='print the metrics of checkpoint and file on the test set of the config; of OUT.xml in bfloat16 too, if the '
+        'processor computes in it',
     )
     add_overwrite(parser, 'OUT if it exists')
     args = parser.parse_args()
@@ -54,6 +57,7 @@ def main() -> None:
     from convnext_dense.run.metrics import metrics_table
     from convnext_dense.run.options import errors_as_sentences, read_config
     from convnext_dense.runtime import Model
+    from convnext_dense.runtime.sessions import computes_bf16
     from convnext_dense.toolkits import check_toolkit
     from convnext_dense.weights.sources import check_source
 
@@ -75,10 +79,13 @@ def main() -> None:
             fit_to_machine(cfg, 'none')
             print(export_model(cfg, args.checkpoint, args.out, args.size))
             if args.evaluate:
-                for title, predict in (
+                rows = [
                     (args.checkpoint, of_checkpoint(cfg, args.checkpoint)),
                     (args.out, of_file(Model(args.out))),
-                ):
+                ]
+                if args.out.suffix == '.xml' and computes_bf16():
+                    rows.append((f'{args.out} with --bf16', of_file(Model(args.out, bf16=True))))
+                for title, predict in rows:
                     metrics = evaluate(predict, cfg)
                     print(f'\n{title}\n{metrics_table(metrics) if metrics else "nothing was detected"}')
         else:

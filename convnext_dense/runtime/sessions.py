@@ -88,6 +88,13 @@ class OpenVINOSession:
         return [np.array(self.request.get_tensor(name).data) for name in names]
 
 
+def computes_bf16() -> bool:
+    """Return whether OpenVINO computes in bfloat16 on this processor."""
+    import openvino
+
+    return 'BF16' in openvino.Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
+
+
 def _openvino_metadata(model: Any) -> str | None:
     for path in ([KEY], ['framework', KEY], ['model_info', KEY]):
         if model.has_rt_info(path):
