@@ -34,8 +34,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         '--evaluate',
         action='store_true',
-        help='print the metrics of checkpoint and file on the test set of the config; of OUT.xml in bfloat16 too, if the '
-        'processor computes in it',
+        help='print the metrics of checkpoint and file on the test set of the config; of OUT.xml in bfloat16 too, if '
+        'the processor computes in it',
     )
     add_overwrite(parser, 'OUT if it exists')
     args = parser.parse_args()

@@ -57,6 +57,13 @@ def best(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return values, index.clamp(max=scores.shape[1] - 1)
 
 
+def coder_refusal(coder: Any) -> str | None:
+    """Return why a box coder of mmdet cannot be exported, or None: the old ones clip to pixels, not to the image."""
+    if not hasattr(coder, 'clip_border'):
+        return f'{type(coder).__name__} clips boxes in a way of its own, a coder with clip_border was wanted'
+    return None
+
+
 def image_limit(image: Tensor) -> Tensor:
     """Return the largest coordinates of boxes in an image (N, 3, H, W): W, H, W, H."""
     height, width = image.shape[-2:]

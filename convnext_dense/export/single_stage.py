@@ -11,6 +11,7 @@ from convnext_dense.export.boxes import (
     REMOVED,
     as_detections,
     best,
+    coder_refusal,
     decode,
     flatten_level,
     image_limit,
@@ -65,7 +66,7 @@ class SingleStageDetector(WholeModel):
             return f'the classes of {type(head).__name__} are no plain sigmoid or softmax'
         if min(int(settings.get('nms_pre', -1)), int(settings.get('max_per_img', -1))) <= 0:
             return 'test_cfg has no nms_pre or max_per_img, numbers were wanted'
-        return nms_refusal(settings.get('nms'))
+        return coder_refusal(head.bbox_coder) or nms_refusal(settings.get('nms'))
 
     @classmethod
     def settings(cls, model: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from convnext_dense.export.boxes import (
     as_detections,
     best,
     clip,
+    coder_refusal,
     decode,
     flatten_level,
     image_limit,
@@ -81,6 +82,7 @@ class TwoStageDetector(WholeModel):
         for part in _as_list(head.bbox_head):
             methods = dict.fromkeys(('predict_by_feat', '_predict_by_feat_single', 'regress_by_class'), 'BBoxHead')
             reason = reason or overridden(part, methods)
+            reason = reason or coder_refusal(part.bbox_coder)
             if part.custom_cls_channels:
                 reason = reason or f'the classes of {type(part).__name__} are no plain softmax'
         pools = _as_list(head.bbox_roi_extractor)
@@ -255,7 +257,7 @@ def objectness(head: Any, classes: Tensor) -> Tensor:
 def _rpn_refusal(head: Any, settings: Any) -> str | None:
     reason = overridden(head, {'predict': 'BaseDenseHead', 'predict_by_feat': 'BaseDenseHead'})
     reason = reason or overridden(head, dict.fromkeys(('_predict_by_feat_single', '_bbox_post_process'), 'RPNHead'))
-    reason = reason or nms_refusal(settings['nms'])
+    reason = reason or coder_refusal(head.bbox_coder) or nms_refusal(settings['nms'])
     if reason is None and min(int(settings.get('nms_pre', -1)), int(settings['max_per_img'])) <= 0:
         reason = 'test_cfg.rpn has no nms_pre or max_per_img, numbers were wanted'
     return reason

@@ -118,6 +118,17 @@ def test_a_model_without_a_family_is_refused_with_the_reason_of_the_nearest_one(
     )
 
 
+@pytest.mark.parametrize('name, heads', [('RetinaNet', 'bbox_head'), ('Faster R-CNN', 'rpn_head roi_head.bbox_head')])
+def test_coders_that_clip_in_another_way_are_refused(name, heads):
+    from mmdet.models.task_modules import LegacyDeltaXYWHBBoxCoder
+
+    for head in heads.split():
+        model = tiny_models.build(tiny_models.model_config(name))
+        model.get_submodule(head).bbox_coder = LegacyDeltaXYWHBBoxCoder()
+        with pytest.raises(UserError, match='LegacyDeltaXYWHBBoxCoder clips boxes in a way of its own'):
+            whole_model(model)
+
+
 def test_a_size_that_the_model_does_not_take_is_named():
     model = tiny_models.build(tiny_models.model_config('FCN'))
     whole = whole_model(model)
