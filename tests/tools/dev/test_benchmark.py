@@ -378,7 +378,7 @@ def test_published_files_name_commands_that_are_understood(benchmark):
     from benchmarking.options import options_of
 
     files = sorted((ROOT / 'docs/benchmarks').glob('cpu_*.json'))
-    assert len(files) == 15
+    assert len(files) == 16
     for path in files:
         published = json.loads(path.read_text())
         program, script, *argv = shlex.split(published['command'])
