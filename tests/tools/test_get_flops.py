@@ -56,3 +56,17 @@ def test_zoo_is_the_model_index():
     names = [name for name, path in zoo_configs() if Config.fromfile(path).model.type]
     assert len(names) == 68 and names[0].startswith('cascade_mask_rcnn/')
     assert sum(name.startswith('upernet/') for name in names) == 11
+
+
+@pytest.mark.parametrize('name', ['dino_4scale_t_12e_coco.py', 'mask2former_t_512_160k_ade20k.py'])
+def test_what_cannot_be_counted_has_a_sentence_and_stops_no_table(name, tool, monkeypatch):
+    config = ROOT / 'configs/modern_heads' / name
+    sentence = 'cannot be counted: it does not run on an image alone'
+    assert sentence in tool('get_flops', config)[0]
+    monkeypatch.setattr(
+        'convnext_dense.run.flops.zoo_configs', lambda: [(name, str(config)), (DIGITS.name, str(DIGITS))]
+    )
+    monkeypatch.setattr('convnext_dense.run.flops.ARCHS', {})
+    message, text = tool('get_flops', '--all')
+    assert message is None and f'{name:<46}not counted: ' in text and sentence in text
+    assert row_of_digits(text).split()[1] == '800x1280'
