@@ -246,14 +246,12 @@ def _count(model: nn.Module, run: Callable[[Any, Tensor], Any], shape: tuple[int
         # The device is for what models make while they run.
         with torch.no_grad(), torch.device('meta'), counter:
             run(model, image)
-    except UserError:
-        raise
     except RuntimeError as error:
         raise UserError(
             f'{type(model).__name__} cannot be counted: it does not run on tensors without values, as '
             f'operators of mmcv do not ({str(error).splitlines()[0]})'
         ) from error
-    except (AssertionError, AttributeError, TypeError, ValueError) as error:
+    except (AssertionError, TypeError) as error:
         reason = str(error).partition('\n')[0] or type(error).__name__
         raise UserError(
             f'{type(model).__name__} cannot be counted: it does not run on an image alone ({reason}), without what '
