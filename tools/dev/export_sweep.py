@@ -20,12 +20,11 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from random_weights import random_weights
-from swap_sweep import TOOLKITS, family, run_apart, without_weights
+from swap_sweep import TOOLKITS, family, run_apart, values_of, without_weights
 
 from convnext_dense import UserError
 from convnext_dense.export import prove, whole_model, write_onnx
 from convnext_dense.export.files import with_score_threshold
-from convnext_dense.export.whole import WholeModel
 from convnext_dense.run.machine import fit_to_machine
 from convnext_dense.runtime.sessions import ONNXRuntimeSession
 
@@ -84,31 +83,32 @@ def one_model(config: str, with_file: bool) -> dict[str, Any]:
     init_default_scope(toolkit)
     fit_to_machine(cfg, 'none')
     os.chdir(folder.parent)  # teacher configs are given relative to it
-    model: Any = MODELS.build(Config(dict(model=without_weights(cfg.model.to_dict()))).model)
-    whole_model(model.eval())  # refuses most at once
-    model.dataset_meta = dict(classes=[str(i) for i in range(2000)], palette=[])
+    model_cfg = Config(dict(model=without_weights(cfg.model.to_dict()))).model
+    whole_model(MODELS.build(model_cfg).eval())  # refuses most at once
     try:
-        random_weights(model)
-        return dict(proof=proof_of(model, whole_model(model), with_file, None))
-    except Exception as error:  # those that do not take the size have their own
+        return dict(proof=proof_of(model_cfg, with_file, None))
+    except Exception as error:  # those that do not take every size have their own
         if isinstance(error, UserError) and '--size' not in str(error):
             raise
-    random_weights(model, FIXED_SIZE)
-    return dict(proof=proof_of(model, whole_model(model), with_file, FIXED_SIZE))
+    return dict(proof=proof_of(model_cfg, with_file, FIXED_SIZE))
 
 
-def proof_of(model: Any, whole: WholeModel, with_file: bool, size: tuple[int, int] | None) -> str:
+def proof_of(model_cfg: Any, with_file: bool, size: tuple[int, int] | None) -> str:
     """Return what was compared, of the file or of the module alone.
 
     Args:
-        model: Of the toolkit.
-        whole: The module of it.
+        model_cfg: Of a model of a toolkit.
         with_file: Write a file and run it in ONNX Runtime.
         size: Height and width of the images, or None for a model of any size.
 
     Raises:
         UserError: The results differ, or the model needs ``size``.
     """
+    model: Any = MODELS.build(model_cfg)
+    classes = max(number for number in values_of(model_cfg, 'num_classes') if isinstance(number, int))
+    model.dataset_meta = dict(classes=[str(i) for i in range(classes)], palette=[])
+    random_weights(model) if size is None else random_weights(model, size)
+    whole = whole_model(model)
     shapes = SHAPES if size is None else ((1, *size), (2, *size))
     if not with_file:
         module = ModuleAsFile(whole)

@@ -14,29 +14,27 @@ from convnext_dense.export.proof import example_images
 
 CLASSIFIERS = ('rpn_cls', 'fc_cls', 'retina_cls', 'conv_cls', 'atss_cls', 'gfl_cls', 'conv_seg')
 
-REGRESSORS = tuple(f'{name}.weight' for name in ('rpn_reg', 'fc_reg', 'retina_reg', 'atss_reg', 'conv_reg'))
-
 
 def random_weights(model: nn.Module, size: tuple[int, int] = (192, 256)) -> nn.Module:
-    """Give a model of mmdet or mmseg random weights that spread scores and boxes, and put it into ``eval()`` mode.
+    """Initialise a model of mmdet or mmseg so that it finds something, and put it into ``eval()`` mode.
 
-    The refinement of anchors and RoIs is small, as in a trained detector. Large random ones make proposals of a tenth
-    of a pixel and move RoIs so wildly that rounding decides which of them are kept.
+    Weights are initialised as for a training, vectors get noise too, and classifiers are scaled to spread scores. So
+    the blocks of a residual network start small, as do the refinements of anchors and RoIs. Larger random weights
+    multiply rounding until it decides which proposals are kept and which label a pixel has.
 
     Args:
-        model: Of mmdet or mmseg.
+        model: Of mmdet or mmseg, as it was built.
         size: Height and width of the image that its scores are spread for.
 
     Raises:
         UserError: No family of the export fits the model.
     """
     generator = torch.Generator().manual_seed(0)
-    for name, parameter in model.named_parameters():
-        if parameter.ndim > 1:
-            fan_in = parameter[0].numel()
-            gain = 0.1 if name.endswith(REGRESSORS) else 1.4
-            parameter.data.normal_(0, gain / fan_in**0.5, generator=generator)
-        else:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model.init_weights()
+    for parameter in model.parameters():
+        if parameter.ndim < 2:
             parameter.data.add_(torch.empty_like(parameter).normal_(0, 0.1, generator=generator))
     for buffer in model.buffers():
         if buffer.ndim == 1 and buffer.is_floating_point() and len(buffer) > 1:

@@ -257,7 +257,7 @@ def one_model(name: str, args: argparse.Namespace, known: dict | None, trained: 
     if known:
         sizes = [known['size']]
     else:
-        image_sizes = [value for value in _values(before.model.to_dict(), 'img_size') if value]
+        image_sizes = [value for value in values_of(before.model.to_dict(), 'img_size') if value]
         largest_sides = [value if isinstance(value, int) else max(value) for value in image_sizes]
         sizes = sorted({*SIZES, *(largest_sides or [512])})
     key = hash_of(name, cfg)
@@ -289,7 +289,7 @@ def train_and_predict(cfg: Config, size: int, initialised: bool) -> tuple[dict[s
     torch.manual_seed(0)
     np.random.seed(0)
     model_cfg = without_weights(copy.deepcopy(cfg.model.to_dict()))
-    for part in (*_values(model_cfg, 'train_cfg'), *_values(model_cfg, 'test_cfg')):
+    for part in (*values_of(model_cfg, 'train_cfg'), *values_of(model_cfg, 'test_cfg')):
         _fewer_regions(part)
     preprocessor = model_cfg.get('data_preprocessor') or {}
     preprocessor.pop('batch_augments', None)  # they draw sizes
@@ -307,9 +307,9 @@ def train_and_predict(cfg: Config, size: int, initialised: bool) -> tuple[dict[s
     received = {}
     watch(model, received)
     masks = (
-        any(_values(cfg.to_dict(), 'with_mask'))
+        any(values_of(cfg.to_dict(), 'with_mask'))
         or 'train_dataloader' not in cfg
-        or 'LoadPanopticAnnotations' in _values(cfg.to_dict(), 'type')
+        or 'LoadPanopticAnnotations' in values_of(cfg.to_dict(), 'type')
     )  # with masks by default
     data = model.data_preprocessor(samples(model_cfg, size, 2, masks), True)
     losses = model(**data, mode='loss')
@@ -418,7 +418,7 @@ def same_stride(before: list[int], after: list[int], size: int) -> bool:
 def samples(model_cfg: dict, size: int, count: int, masks: bool, training: bool = True) -> dict:
     """A batch of noise with two objects an image, in the layout that the model's data set gives."""
     kind, preprocessor = model_cfg['type'], model_cfg.get('data_preprocessor') or {}
-    classes = list(_values(model_cfg, 'num_classes'))
+    classes = list(values_of(model_cfg, 'num_classes'))
     if 'decode_head' in model_cfg or kind.endswith(('EncoderDecoder', 'DepthEstimator')):
         return _segmentation(min(classes, default=2), size, count, len(preprocessor.get('mean') or [0] * 3))
     classes = min([n for n in classes if isinstance(n, int) and n > 0], default=1)
@@ -447,15 +447,15 @@ def samples(model_cfg: dict, size: int, count: int, masks: bool, training: bool 
     return batch
 
 
-def _values(value: Any, key: str) -> Iterator[Any]:
+def values_of(value: Any, key: str) -> Iterator[Any]:
     if isinstance(value, dict):
         for name, item in value.items():
             if name == key:
                 yield item
-            yield from _values(item, key)
+            yield from values_of(item, key)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from _values(item, key)
+            yield from values_of(item, key)
 
 
 def _image(size: int, channels: int = 3) -> Tensor:
