@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convnext_dense.mmcv_ops.numerics import operator, torchvision_operators, wide
+from convnext_dense.mmcv_ops.numerics import fill_if_not_finite, operator, torchvision_operators, wide
 
 
 @operator
@@ -52,6 +52,8 @@ def deform_conv_forward(
         deformable_group: Number of groups of channels with offsets of their own.
         im2col_step: Images in one piece of work of the compiled operator; no part of the result.
     """
+    if fill_if_not_finite(offset, output):
+        return
     tensors = convolution_tensors(input, weight, offset, None, None)
     sizes = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group, False)
     output.copy_(torchvision_operators().deform_conv2d(*tensors, *sizes))
@@ -83,6 +85,8 @@ def deform_conv_backward_input(
     torchvision gives that of the weight at the same time. It is left in ``columns``, the scratch that this call shares
     with ``deform_conv_backward_parameters``.
     """
+    if fill_if_not_finite(offset, gradInput, gradOffset, columns.resize_(weight.shape)):
+        return
     tensors = convolution_tensors(input, weight, offset, None, None)
     sizes = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group, False)
     grads = torchvision_operators()._deform_conv2d_backward(wide(gradOutput), *tensors, *sizes)
@@ -113,6 +117,8 @@ def deform_conv_backward_parameters(
     im2col_step: int,
 ) -> None:
     """Add the gradient of the weight, times ``scale``, to ``gradWeight``."""
+    if fill_if_not_finite(offset, gradWeight):
+        return
     if columns.shape != gradWeight.shape:
         # Neither input nor offset needed a gradient. That of the weight does not depend on its values.
         tensors = convolution_tensors(input, torch.zeros_like(gradWeight), offset, None, None)
@@ -169,6 +175,8 @@ def modulated_deform_conv_forward(
         with_bias: Add ``bias``.
     """
     offset, mask = first_values(offset, output), first_values(mask, output)
+    if fill_if_not_finite(offset, output):
+        return
     tensors = convolution_tensors(input, weight, offset, mask, bias if with_bias else None)
     sizes = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group, True)
     output.copy_(torchvision_operators().deform_conv2d(*tensors, *sizes))
@@ -203,6 +211,8 @@ def modulated_deform_conv_backward(
 ) -> None:
     """Write all gradients; that of the bias where ``with_bias``."""
     offset, mask = first_values(offset, grad_output), first_values(mask, grad_output)
+    if fill_if_not_finite(offset, grad_input, grad_weight, grad_bias, grad_offset, grad_mask):
+        return
     tensors = convolution_tensors(input, weight, offset, mask, bias if with_bias else None)
     sizes = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group, True)
     grads = torchvision_operators()._deform_conv2d_backward(wide(grad_output), *tensors, *sizes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import struct
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
@@ -31,6 +32,19 @@ def operator(function: Callable[P, R]) -> Callable[P, R]:
 def wide(tensor: Tensor) -> Tensor:
     """Half types as fp32: too few bits for coordinates and sums. fp32 and fp64 stay as they are."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def fill_if_not_finite(coordinates: Tensor, *results: Tensor) -> bool:
+    """Fill all results with NaN and return True if coordinates are infinite or no numbers.
+
+    Kernels for CPUs, torchvision's as mmcv's, turn them into integers that C++ does not define and read there: a
+    training that diverges ends in a segmentation fault instead of a loss of NaN. CUDA takes such a number for 0.
+    """
+    if coordinates.device.type != 'cpu' or bool(coordinates.isfinite().all()):
+        return False
+    for result in results:
+        result.fill_(math.nan)
+    return True
 
 
 def as_c_float(value: float) -> float:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from convnext_dense.mmcv_ops.numerics import operator, torchvision_operators, wide
+from convnext_dense.mmcv_ops.numerics import fill_if_not_finite, operator, torchvision_operators, wide
 
 MAX = 0
 
@@ -46,6 +46,8 @@ def roi_align_forward(
         pool_mode: 0: maximum; 1: mean.
         aligned: Pixels lie at half coordinates, and regions may be smaller than a pixel.
     """
+    if fill_if_not_finite(rois, output, *([argmax_y, argmax_x] if pool_mode == MAX else [])):
+        return
     if pool_mode != MAX:
         sizes = (spatial_scale, aligned_height, aligned_width, sampling_ratio, aligned)
         output.copy_(torchvision_operators().roi_align(wide(input), wide(rois), *sizes))
@@ -83,6 +85,8 @@ def roi_align_backward(
     aligned: bool,
 ) -> None:
     """Write the gradient of the input; arguments as above."""
+    if fill_if_not_finite(rois, grad_input):
+        return
     grad = wide(grad_output)
     if pool_mode != MAX:
         sizes = (spatial_scale, aligned_height, aligned_width, *grad_input.shape, sampling_ratio, aligned)
@@ -122,6 +126,8 @@ def roi_pool_forward(
         pooled_width: Columns of bins.
         spatial_scale: Factor from coordinates of the regions to those of the features.
     """
+    if fill_if_not_finite(rois, output):
+        return
     height, width = input.shape[2:]
     output.zero_()
     argmax.fill_(-1)
@@ -157,6 +163,8 @@ def roi_pool_backward(
     spatial_scale: float,
 ) -> None:
     """Write the gradient of the input; arguments as above."""
+    if fill_if_not_finite(rois, grad_input):
+        return
     num, channels, height, width = grad_input.shape
     grad = wide(grad_output)
     total = grad.new_zeros(num * channels, height * width).flatten()
@@ -211,6 +219,8 @@ def deform_roi_pool_forward(
         sampling_ratio: Samples of a bin along each side; 0: as many as it has pixels, rounded up.
         gamma: Factor of the offsets.
     """
+    if fill_if_not_finite(torch.cat((rois.flatten(), offset.flatten())), output):
+        return
     output.zero_()
     shape = (pooled_height, pooled_width)
     for group in grids(wide(rois), shape, spatial_scale, sampling_ratio, aligned=True):
@@ -237,6 +247,8 @@ def deform_roi_pool_backward(
     Those of the offset are the derivatives of what the forward pass computes. mmcv's differ for samples in the half
     pixel around the image, whose values do not change across the edge.
     """
+    if fill_if_not_finite(torch.cat((rois.flatten(), offset.flatten())), grad_input, grad_offset):
+        return
     features = wide(input).detach().requires_grad_()
     total = torch.zeros_like(features)
     shape = (pooled_height, pooled_width)
