@@ -11,10 +11,12 @@ import torch
 from mmengine._strategy import FSDPStrategy
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
+from mmengine.optim import AmpOptimWrapper, BaseOptimWrapper, OptimWrapperDict
 from torch import Tensor, nn
 from torch.distributed import fsdp
 
 from convnext_dense.durable import TEMPORARY, publish
+from convnext_dense.errors import UserError
 from convnext_dense.models.block import Block
 from convnext_dense.weights.dialects import WRAPPED_MODULES
 
@@ -25,7 +27,9 @@ def wrap_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool
 
 
 class ConvNeXtFSDPStrategy(FSDPStrategy):
-    """mmengine's FSDPStrategy that wraps by block, writes ordinary checkpoints, resumes, and runs on CPUs too.
+    """mmengine's FSDPStrategy for ConvNeXt.
+
+    It wraps by block, clips by the norm of the whole gradient, writes ordinary checkpoints, resumes, and runs on CPUs.
 
     Args:
         model_wrapper: Options of mmengine's MMFullyShardedDataParallel, such as
@@ -48,6 +52,26 @@ class ConvNeXtFSDPStrategy(FSDPStrategy):
                 )
         super().__init__(model_wrapper={**defaults, **(model_wrapper or {})}, state_dict_cfg=state_dict_cfg, **kwargs)
 
+    def build_optim_wrapper(self, optim_wrapper: Any, model: nn.Module | None = None) -> BaseOptimWrapper:
+        """Build it so that all processes clip by one norm and scale losses alike.
+
+        mmengine clips by the norm of each process's own shards, which then shrink by different factors.
+
+        Raises:
+            UserError: ``clip_grad`` has an option that a sharded model does not take.
+        """
+        if isinstance(optim_wrapper, dict):
+            optim_wrapper = with_sharded_scaler(optim_wrapper)
+        built = super().build_optim_wrapper(optim_wrapper, model)
+        for wrapper in built.values() if isinstance(built, OptimWrapperDict) else [built]:
+            if getattr(wrapper, 'clip_func', None) is not nn.utils.clip_grad_norm_:
+                continue
+            unknown = sorted(set(wrapper.clip_grad_kwargs) - {'max_norm', 'norm_type'})
+            if unknown:
+                raise UserError(f'clip_grad of a sharded model takes max_norm and norm_type, not {", ".join(unknown)}')
+            wrapper.clip_func = WholeNorm(model)
+        return built
+
     def save_checkpoint(self, filename: str, **kwargs: Any) -> None:
         if self.state_dict_type != fsdp.StateDictType.FULL_STATE_DICT:  # a folder with a file per process
             super().save_checkpoint(filename, **kwargs)
@@ -64,6 +88,26 @@ class ConvNeXtFSDPStrategy(FSDPStrategy):
                 model=self.model, optim=self.optim_wrapper.optimizer, optim_state_dict=state_dict
             )
         )
+
+
+class WholeNorm:
+    """``clip_grad_norm_`` by the norm of the gradients of all processes."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def __call__(self, own_shards: list[Tensor], **kwargs: float) -> Tensor:
+        return self.model.clip_grad_norm_(**kwargs)
+
+
+def with_sharded_scaler(optim_wrapper: dict) -> dict:
+    """Let an AmpOptimWrapper look for overflows in all processes, unless ``use_fsdp`` is given.
+
+    Otherwise a process whose shards are finite steps while another one does not.
+    """
+    if optim_wrapper.get('type') not in ('AmpOptimWrapper', AmpOptimWrapper):
+        return optim_wrapper
+    return dict(use_fsdp=True) | optim_wrapper
 
 
 def is_sharded(model: nn.Module) -> bool:
