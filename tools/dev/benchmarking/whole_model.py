@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmcv.ops import RoIAlign
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from benchmarking.machine import MIB, machine
+from benchmarking.machine import MIB, machine, rates
 from benchmarking.memory import process_bytes
 from benchmarking.peers import PEERS, import_mmpretrain
 from benchmarking.report import markdown_table
@@ -46,7 +47,8 @@ RUNTIMES = {
     'OpenVINO': ('openvino', False),
     'OpenVINO bf16': ('openvino', True),
 }
-TOOLKIT_ROWS = ('toolkit', 'toolkit, plain block', 'toolkit, mmpretrain')
+PEER = 'toolkit, mmpretrain'
+TOOLKIT_ROWS = (PEER, 'toolkit', 'toolkit, plain block')
 
 
 @dataclass
@@ -96,6 +98,7 @@ def _measure(args: argparse.Namespace, argv: Sequence[str], image: np.ndarray, g
         rounds=args.rounds,
         operators=operators_in_use(),
         machine=machine(torch.device('cpu')),
+        rates=rates(torch.device('cpu')),
         export_seconds=round(time.perf_counter() - begin, 1),
         missing={},
         rows=[],
@@ -184,10 +187,11 @@ def _row(name: str, cfg: Any, model: Any, graph: Path, image: np.ndarray) -> Row
     own = copy.copy(model)  # the heads are shared
     own._modules = dict(model._modules)
     variables: dict[str, str | None] = {KERNELS: None}
-    if name == 'toolkit, mmpretrain':
+    if name == PEER:
+        _use_mmcv_roi_align(own)
         depths, channels = resolve_arch(cfg.model.backbone.arch)
         build, _ = PEERS['mmpretrain']
-        own.backbone = build(depths, channels, 0.0, model.backbone.state_dict())
+        own.backbone = build(depths, channels, 0.0, model.backbone.state_dict(), v2=False)
         own.backbone.train(False)  # its eval() returns None
     elif name == 'toolkit, plain block':
         variables = {KERNELS: 'eager'}
@@ -200,6 +204,16 @@ def _row(name: str, cfg: Any, model: Any, graph: Path, image: np.ndarray) -> Row
             return _toolkit_step(own, image)
 
     return Row(name, step)
+
+
+def _use_mmcv_roi_align(model: Any) -> None:
+    """Take mmcv's RoIAlign, as the toolkit does on its own; our tools take torchvision's on a CPU."""
+    if not hasattr(model, 'roi_head'):
+        return
+    model.roi_head = copy.deepcopy(model.roi_head)
+    for module in model.roi_head.modules():
+        if isinstance(module, RoIAlign):
+            module.use_torchvision = False
 
 
 @torch.no_grad()
@@ -239,7 +253,7 @@ def _peak_memory(args: argparse.Namespace, name: str, image: np.ndarray) -> dict
 
 
 def _report(result: dict[str, Any]) -> str:
-    """Return Markdown: what was run, where, and the table."""
+    """Return Markdown: what was run, where, and the table, with ratios to the first row."""
     base = result['rows'][0]
     lines = [['', 'min s', 'median s', f'{base["name"]} / it', 'peak MiB', 'of it model MiB', 'found']]
     for row in result['rows']:
@@ -253,7 +267,8 @@ def _report(result: dict[str, Any]) -> str:
         f'machine: {about["cpu"]}, {about["cpus"]} CPUs ({", ".join(about["instructions"])}), {about["threads"]} '
         f'threads, load before {about["load_before"]}',
         f'versions: {versions}',
-        f"mmcv's operators: {result['operators']}",
+        'rates, GFLOP/s: ' + ', '.join(f'{name} {value:.0f}' for name, value in result['rates'].items()),
+        f"mmcv's operators: {result['operators']}; RoIAlign is torchvision's but in the row of mmpretrain",
         f'missing: {missing or "nothing"}',
         f'export: {result["export_seconds"]} s; found: detections of random weights, or classes of a label map',
     ]
