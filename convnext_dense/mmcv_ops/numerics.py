@@ -39,8 +39,9 @@ def fill_if_not_finite(coordinates: Tensor, *results: Tensor) -> bool:
 
     Kernels for CPUs, torchvision's as mmcv's, turn them into integers that C++ does not define and read there: a
     training that diverges ends in a segmentation fault instead of a loss of NaN. CUDA takes such a number for 0.
+    Exported and compiled graphs have no such branch.
     """
-    if coordinates.device.type != 'cpu' or bool(coordinates.isfinite().all()):
+    if coordinates.device.type != 'cpu' or torch.compiler.is_compiling() or bool(coordinates.isfinite().all()):
         return False
     for result in results:
         result.fill_(math.nan)

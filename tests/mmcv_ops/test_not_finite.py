@@ -72,3 +72,25 @@ def test_other_coordinates_show(ops, layer, value):
     output.sum().backward()  # ends
     if features.grad is not None and layer != 'multi-scale deformable attention':  # its output shows alone
         assert features.grad.isnan().any()
+
+
+class Pack(torch.nn.Module):
+    def __init__(self, ops, modulated: bool) -> None:
+        super().__init__()
+        pack = ops.ModulatedDeformConv2dPack if modulated else ops.DeformConv2dPack
+        self.layer = pack(4, 4, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.layer(image)
+
+
+@pytest.mark.parametrize('modulated', [False, True])
+def test_deformable_convolutions_are_exported(ops, modulated):
+    """No question about values is left in the graph."""
+    layer = Pack(ops, modulated).eval()
+    image = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        program = torch.export.export(layer, (image,), strict=False)
+        graphs = [part.code for part in program.graph_module.modules() if isinstance(part, torch.fx.GraphModule)]
+        assert any('torchvision.deform_conv2d' in code for code in graphs)
+        torch.testing.assert_close(program.module()(image), layer(image))
