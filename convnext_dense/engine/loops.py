@@ -72,6 +72,11 @@ class SkippedFirst:
             return None
         return next(self.items)
 
+    def skip_iter(self, count: int) -> None:
+        """Leave out ``count`` items; the loop of onedl-mmengine asks for that."""
+        for _ in range(count):
+            next(self)
+
 
 class ResumableIterLoop(IterBasedTrainLoop):
     """IterBasedTrainLoop without the batches up to the checkpoint, which that one loads when it resumes, and drops.

@@ -24,7 +24,7 @@ def test_notebook(name, tmp_path, monkeypatch):
 
     monkeypatch.setenv('PATH', f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}')
     notebook = jupytext.read(ROOT / 'docs/notebooks' / name)
-    NotebookClient(notebook, timeout=600, resources={'metadata': {'path': str(tmp_path)}}).execute()
+    NotebookClient(notebook, timeout=3600, resources={'metadata': {'path': str(tmp_path)}}).execute()
     assert METRICS[name] <= {*json.loads((tmp_path / 'run/metrics.json').read_text())}
     assert (tmp_path / 'run/report.html').stat().st_size > 10_000
     assert len(list((tmp_path / 'predicted/pictures').rglob('*.png'))) >= 10
