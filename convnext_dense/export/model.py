@@ -51,7 +51,15 @@ def export_model(cfg: Config, checkpoint: str, path: Path, size: tuple[int, int]
 
         if path.suffix == '.xml':
             write_openvino(graph, written, metadata)
-        proof = prove(model, whole, open_file, shapes)
+        try:
+            proof = prove(model, whole, open_file, shapes)
+        except UserError as error:
+            if size is not None or not str(error).endswith('cannot be exported whole'):
+                raise
+            raise UserError(
+                f'{error} with a free height and width. A part of it may hold the size that it was recorded with: try '
+                '--size HEIGHTxWIDTH'
+            ) from error
     sizes = f'height {size[0]} and width {size[1]}' if size else 'any height and width'
     name = 'OpenVINO' if path.suffix == '.xml' else 'ONNX Runtime'
     weights = path.with_suffix('.bin') if path.suffix == '.xml' else path

@@ -69,6 +69,10 @@ def test_a_file_that_differs_is_removed(fcn, tmp_path, tool, monkeypatch):
     message, _ = tool('export', config, checkpoint, tmp_path / 'fcn.onnx', '--size', '64x96')
     assert message.startswith('error: ') and 'of the labels of the file equal the module' in message
     assert written == [True] and not (tmp_path / 'fcn.onnx').exists()
+    assert '--size' not in message
+    message, _ = tool('export', config, checkpoint, tmp_path / 'fcn.onnx')
+    assert message.endswith('hold the size that it was recorded with: try --size HEIGHTxWIDTH')
+    assert written == [True, True] and not (tmp_path / 'fcn.onnx').exists()
 
 
 def test_pipeline_that_the_runner_does_not_know(fcn, tmp_path, tool):
