@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,9 +39,21 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def every_combination(rank: int, port: int, log: str) -> None:
+def run_rank(rank: int, work: Callable[[int], object], port: int, log: Path) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
+    (log / str(rank)).write_text(str(work(rank)))
+    distributed.barrier()
+    os._exit(0)  # gloo's threads were seen to hang while Python tears dozens of wrapped models down
+
+
+def in_two_processes(work: Callable[[int], object], log: Path) -> list[str]:
+    """What ``work`` returned in each of two processes that talk to each other, as text."""
+    multiprocessing.spawn(run_rank, (work, free_port(), log), nprocs=2)
+    return [(log / str(rank)).read_text() for rank in range(2)]
+
+
+def every_combination(rank: int) -> int:
     done = 0
     models = [ConvNeXtIsotropic(dict(depth=2, channels=8), drop_path_rate=0.9)]
     # At width 4, convolutions of torch 2.13 were seen to damage the heap on a processor with AVX2 alone.
@@ -70,16 +83,14 @@ def every_combination(rank: int, port: int, log: str) -> None:
                 distributed.all_gather(both, grads)
                 assert torch.equal(*both), (out_indices, frozen)
                 done += 1
-    Path(f'{log}.{rank}').write_text(str(done))
-    distributed.barrier()
-    os._exit(0)  # gloo's threads were seen to hang while Python tears the dozens of wrapped models down
+    return done
 
 
 def test_no_unused_parameters(tmp_path):
-    multiprocessing.spawn(every_combination, (free_port(), str(tmp_path / 'done')), nprocs=2)
     # Each of the 2**last subsets that end with stage `last` takes last + 2 numbers of frozen stages. Before them: the
     # isotropic model and the 17 steps of the roadmap.
-    assert (tmp_path / 'done.0').read_text() == str(1 + 17 + sum(2**last * (last + 2) for last in range(4)))
+    expected = str(1 + 17 + sum(2**last * (last + 2) for last in range(4)))
+    assert in_two_processes(every_combination, tmp_path) == [expected, expected]
 
 
 def launch(script: str, *args: object, data: Path, page: bool = False) -> subprocess.Popen:
@@ -198,9 +209,7 @@ def settings(model: torch.nn.Module) -> dict[str, tuple[float, float]]:
     }
 
 
-def sharded(rank: int, port: int, log: str) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
+def sharded(rank: int) -> None:
     expected = settings(ConvNeXt(MICRO))
     options = dict(auto_wrap_policy=wrap_blocks, device_id=torch.device('cpu'))
     model = MMFullyShardedDataParallel(ConvNeXt(MICRO), **options)
@@ -209,14 +218,10 @@ def sharded(rank: int, port: int, log: str) -> None:
     assert {decay for _, decay in expected.values()} == {0.0, 0.5}
     with pytest.raises(UserError, match='use_orig_params=True'):
         settings(MMFullyShardedDataParallel(ConvNeXt(MICRO), use_orig_params=False, **options))
-    Path(f'{log}.{rank}').write_text('')
-    distributed.barrier()
-    os._exit(0)
 
 
 def test_layer_decay_of_shards(tmp_path):
-    multiprocessing.spawn(sharded, (free_port(), str(tmp_path / 'done')), nprocs=2)
-    assert (tmp_path / 'done.0').exists() and (tmp_path / 'done.1').exists()
+    assert in_two_processes(sharded, tmp_path) == ['None', 'None']
 
 
 class Holder(torch.nn.Module):
@@ -229,9 +234,7 @@ class Holder(torch.nn.Module):
         return self.head(self.backbone(image)[-1])
 
 
-def load_into_shards(rank: int, port: int, log: str) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
+def load_into_shards(rank: int) -> None:
     torch.manual_seed(1)
     source = Holder()
     for param in source.parameters():
@@ -250,21 +253,15 @@ def load_into_shards(rank: int, port: int, log: str) -> None:
             with whole_parameters(model):
                 for (name, param), expected in zip(model.named_parameters(), source.parameters(), strict=True):
                     assert torch.equal(param, expected), (units, name)
-    Path(f'{log}.{rank}').write_text('')
-    distributed.barrier()
-    os._exit(0)
 
 
 def test_shards_are_cut_out_of_what_was_fitted(tmp_path):
     """Whatever is a unit: blocks, the ConvNeXt, both; from files of our own and of another dialect."""
-    multiprocessing.spawn(load_into_shards, (free_port(), str(tmp_path / 'done')), nprocs=2)
-    assert (tmp_path / 'done.0').exists() and (tmp_path / 'done.1').exists()
+    assert in_two_processes(load_into_shards, tmp_path) == ['None', 'None']
 
 
-def clipped_steps(rank: int, port: int, log: str) -> None:
+def clipped_steps(rank: int) -> None:
     """Steps of a small model with plain torch in one process, and sharded, with the same gradients."""
-    torch.set_num_threads(1)
-    distributed.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
     os.environ['LOCAL_RANK'] = str(rank)  # as torchrun does
     image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     for clip_grad in (dict(max_norm=0.1), dict(max_norm=0.1, norm_type=3), dict(type='value', clip_value=1e-3)):
@@ -292,14 +289,10 @@ def clipped_steps(rank: int, port: int, log: str) -> None:
                 torch.testing.assert_close(param, expected, rtol=1e-4, atol=1e-6, msg=f'{clip_grad} {name}')
     with pytest.raises(UserError, match='takes max_norm and norm_type, not foreach'):
         strategy.build_optim_wrapper(dict(config, clip_grad=dict(max_norm=1, foreach=True)), model)
-    Path(f'{log}.{rank}').write_text('')
-    distributed.barrier()
-    os._exit(0)
 
 
 def test_shards_are_clipped_by_the_norm_of_the_whole_gradient(tmp_path):
-    multiprocessing.spawn(clipped_steps, (free_port(), str(tmp_path / 'done')), nprocs=2)
-    assert (tmp_path / 'done.0').exists() and (tmp_path / 'done.1').exists()
+    assert in_two_processes(clipped_steps, tmp_path) == ['None', 'None']
 
 
 def test_losses_of_shards_are_scaled_alike():
