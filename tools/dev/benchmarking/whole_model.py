@@ -97,6 +97,7 @@ def _measure(args: argparse.Namespace, argv: Sequence[str], image: np.ndarray, g
         size=args.size,
         rounds=args.rounds,
         operators=operators_in_use(),
+        torchvision_roi_align=any(isinstance(part, RoIAlign) and part.use_torchvision for part in model.modules()),
         machine=machine(torch.device('cpu')),
         rates=rates(torch.device('cpu')),
         export_seconds=round(time.perf_counter() - begin, 1),
@@ -263,12 +264,15 @@ def _report(result: dict[str, Any]) -> str:
     about = result['machine']
     versions = ', '.join(f'{name} {version}' for name, version in about['versions'].items())
     missing = '; '.join(f'{name} ({why})' for name, why in result['missing'].items())
+    roi_align = "; RoIAlign is torchvision's, but mmcv's in the row of mmpretrain"
+    if not result['torchvision_roi_align']:
+        roi_align = ''
     notes = [
         f'machine: {about["cpu"]}, {about["cpus"]} CPUs ({", ".join(about["instructions"])}), {about["threads"]} '
         f'threads, load before {about["load_before"]}',
         f'versions: {versions}',
         'rates, GFLOP/s: ' + ', '.join(f'{name} {value:.0f}' for name, value in result['rates'].items()),
-        f"mmcv's operators: {result['operators']}; RoIAlign is torchvision's but in the row of mmpretrain",
+        f"mmcv's operators: {result['operators']}{roi_align}",
         f'missing: {missing or "nothing"}',
         f'export: {result["export_seconds"]} s; found: detections of random weights, or classes of a label map',
     ]
