@@ -86,9 +86,9 @@ def one_model(config: str, with_file: bool) -> dict[str, Any]:
     whole_model(MODELS.build(model_cfg).eval())  # refuses most at once
     try:
         return dict(proof=proof_of(model_cfg, with_file, None))
-    except Exception:  # those that hold sizes of their example, or take one size only
-        pass
-    return dict(proof=proof_of(model_cfg, with_file, FIXED_SIZE))
+    except Exception as error:  # those that hold sizes of their example, or take one size only
+        at_any_size = f'{type(error).__name__}: {error}'
+    return dict(proof=proof_of(model_cfg, with_file, FIXED_SIZE), at_any_size=at_any_size)
 
 
 def proof_of(model_cfg: Any, with_file: bool, size: tuple[int, int] | None) -> str:
