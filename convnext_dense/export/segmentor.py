@@ -41,6 +41,55 @@ def averaging_weights(bins: int, length: int, like: Tensor) -> Tensor:
     return inside / inside.sum(1, keepdim=True)
 
 
+class UpsampleBy(nn.Module):
+    """``mmseg.models.utils.Upsample`` by a factor: into it the exporter bakes the size of the example.
+
+    Args:
+        factor: Of height and width.
+        mode, align_corners: As in ``F.interpolate``.
+    """
+
+    def __init__(self, factor: float, mode: str, align_corners: bool | None) -> None:
+        super().__init__()
+        self.factor = factor
+        self.mode = mode
+        self.align_corners = align_corners
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, factor * H, factor * W), rounded down."""
+        size = []
+        for side in x.shape[-2:]:
+            size.append(torch.sym_int(side * self.factor))
+        return F.interpolate(x, size, mode=self.mode, align_corners=self.align_corners)
+
+
+def free_of_sizes(part: nn.Module) -> nn.Module:
+    """Return ``part`` with other modules in the place of those that would keep the size of the example.
+
+    If there is one, it is a copy that shares the tensors: the toolkit's own model stays what it is.
+    """
+    if not any(_free_of_size(module) for module in part.modules()):
+        return part
+    tensors = {id(tensor): tensor for tensor in (*part.parameters(), *part.buffers())}
+    part = copy.deepcopy(part, tensors)
+    for parent in list(part.modules()):
+        for name, child in parent.named_children():
+            replacement = _free_of_size(child)
+            if replacement is not None:
+                setattr(parent, name, replacement)
+    return part
+
+
+def _free_of_size(module: Any) -> nn.Module | None:
+    if isinstance(module, nn.AdaptiveAvgPool2d) and None not in _pair(module.output_size):
+        return AdaptiveAveragePool(module.output_size)
+    cls = type(module)
+    if cls.__name__ == 'Upsample' and cls.__module__.startswith('mmseg.') and isinstance(module.scale_factor, float):
+        factor = int(module.scale_factor) if module.scale_factor.is_integer() else module.scale_factor
+        return UpsampleBy(factor, module.mode, module.align_corners)
+    return None
+
+
 @family
 class Segmentor(WholeModel):
     """An ``EncoderDecoder`` of mmseg.
@@ -54,11 +103,9 @@ class Segmentor(WholeModel):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        head: Any = copy.deepcopy(model.decode_head)
-        for parent in list(head.modules()):
-            for name, child in parent.named_children():
-                if isinstance(child, nn.AdaptiveAvgPool2d) and None not in _pair(child.output_size):
-                    setattr(parent, name, AdaptiveAveragePool(child.output_size))
+        self.backbone = free_of_sizes(self.backbone)
+        self.neck = None if self.neck is None else free_of_sizes(self.neck)
+        head: Any = free_of_sizes(model.decode_head)
         self.decode_head: Any = head
         self.align_corners = bool(head.align_corners)
         self.threshold: Any = getattr(head, 'threshold', None)

@@ -11,12 +11,15 @@ pytest.importorskip('mmdet', reason='needs mmdet')
 pytest.importorskip('mmseg', reason='needs mmsegmentation')
 pytest.importorskip('torchvision', reason='needs torchvision')
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from mmseg.models.utils import Upsample  # noqa: E402
 
 from convnext_dense import UserError  # noqa: E402
 from convnext_dense.export import prove, whole_model  # noqa: E402
-from convnext_dense.export.files import with_score_threshold, write_onnx  # noqa: E402
+from convnext_dense.export.files import FREE, record, with_score_threshold, write_onnx  # noqa: E402
 from convnext_dense.export.proof import SHAPES  # noqa: E402
+from convnext_dense.export.segmentor import free_of_sizes  # noqa: E402
 from convnext_dense.runtime.sessions import ONNXRuntimeSession, OpenVINOSession  # noqa: E402
 
 needs_exporter = pytest.mark.skipif(
@@ -75,7 +78,8 @@ def exported_equals(name, tmp_path):
 sessions = [ONNXRuntimeSession]
 if importlib.util.find_spec('openvino') is not None:
     sessions.append(OpenVINOSession)
-ONE_OF_EACH = ('FCN', 'RetinaNet', 'Cascade Mask R-CNN')  # a segmentor, a single-stage and a two-stage detector
+# A segmentor, a single-stage and a two-stage detector.
+ONE_OF_EACH = ('Semantic FPN', 'RetinaNet', 'Cascade Mask R-CNN')
 
 
 @needs_exporter
@@ -89,6 +93,29 @@ def test_file_equals_the_toolkit(name, tmp_path):
 @pytest.mark.parametrize('name', [name for name in DETECTORS + SEGMENTORS if name not in ONE_OF_EACH])
 def test_every_file_equals_the_toolkit(name, tmp_path):
     exported_equals(name, tmp_path)
+
+
+@needs_exporter
+@pytest.mark.parametrize(
+    'part',
+    [
+        *(torch.nn.AdaptiveAvgPool2d(bins) for bins in (1, 3, (2, 6))),
+        *(Upsample(scale_factor=factor, mode='bilinear', align_corners=False) for factor in (2, 4, 1.5)),
+        Upsample(scale_factor=2, mode='bilinear', align_corners=True),
+        Upsample(scale_factor=2),
+    ],
+    ids=lambda part: f'{type(part).__name__}-{getattr(part, "output_size", None) or part.scale_factor}',
+)
+def test_no_part_keeps_the_size_of_the_example(part):
+    inner = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), part)
+    free = free_of_sizes(inner)
+    assert free[0].weight is inner[0].weight and inner[1] is part, 'shared, and the given one is left alone'
+    proto = record(free, (torch.zeros(2, 3, 10, 14),), ({0: FREE, 2: FREE, 3: FREE},), ('image',), ('out',))
+    session = ONNXRuntimeSession(proto.SerializeToString())
+    for size in ((10, 14), (7, 12), (31, 5)):
+        image = torch.rand(1, 3, *size)
+        (out,) = session.run(image.numpy(), ['out'])
+        np.testing.assert_allclose(out, inner(image).detach(), rtol=1e-5, atol=1e-5)
 
 
 def test_a_different_module_is_refused():

@@ -91,11 +91,13 @@ DENSE_HEADS = {
         ),
     ),
 }
+# The base, and the changes of its decode head.
 SEGMENTORS = {
     'UperNet': ('upernet_r50', dict(in_channels=CHANNELS, channels=16)),
     'FCN': ('fcn_r50-d8', dict(in_channels=32, channels=16)),
     'PSP': ('pspnet_r50-d8', dict(in_channels=32, channels=16)),
     'DeepLabV3+': ('deeplabv3plus_r50-d8', dict(in_channels=32, channels=16, c1_in_channels=8, c1_channels=8)),
+    'Semantic FPN': ('fpn_r50', dict(in_channels=[16] * 4, channels=16)),
 }
 
 
@@ -118,7 +120,9 @@ def model_config(name: str) -> Config:
         base, changes = SEGMENTORS[name]
         cfg = _from_base('mmseg', base)
         cfg.merge_from_dict(dict(model=dict(decode_head=dict(changes, num_classes=CLASSES, norm_cfg=BN))))
-        cfg.model.pop('auxiliary_head')
+        cfg.model.pop('auxiliary_head', None)
+        if 'neck' in cfg.model:
+            cfg.model.neck.update(in_channels=CHANNELS, out_channels=16)
         cfg.model.data_preprocessor.pop('size', None)
     cfg.model.backbone = copy.deepcopy(BACKBONE)
     cfg.model.pop('pretrained', None)
