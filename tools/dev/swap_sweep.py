@@ -73,6 +73,9 @@ def main() -> None:
     parser.add_argument(
         '--initialise', action='store_true', help='always initialise the weights, so that losses repeat'
     )
+    parser.add_argument(
+        '--size', type=int, metavar='PIXELS', help='of the images; by default the smallest that the model takes'
+    )
     parser.add_argument('--provided', action='store_true', help='use our operators where mmcv has compiled ones, too')
     parser.add_argument('--cpu-seconds', type=int, default=120, help='limit of one model')
     parser.add_argument('--memory', type=float, default=12, metavar='GIB', help='limit of one model')
@@ -256,6 +259,8 @@ def one_model(name: str, args: argparse.Namespace, known: dict | None, trained: 
         cfg = swap_backbone(before, args.arch)
     if known:
         sizes = [known['size']]
+    elif args.size:
+        sizes = [args.size]
     else:
         image_sizes = [value for value in values_of(before.model.to_dict(), 'img_size') if value]
         largest_sides = [value if isinstance(value, int) else max(value) for value in image_sizes]
