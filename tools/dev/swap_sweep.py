@@ -372,7 +372,9 @@ def watch(model: nn.Module, received: dict[str, list]) -> None:
 
     for name, module in model.named_modules():
         parts = name.split('.')
-        if not name or len(parts) > 3 or any('backbone' in part for part in parts) or parts[0] == 'data_preprocessor':
+        is_in_list = parts[0] == 'neck' and len(parts) > 1 and parts[1].isdigit()
+        is_backbone = any('backbone' in part for part in parts)
+        if not name or len(parts) - is_in_list > 3 or is_backbone or parts[0] == 'data_preprocessor':
             continue
         module.register_forward_pre_hook(hook_of(name), with_kwargs=True)
         if isinstance(module, PyramidAdapter):
