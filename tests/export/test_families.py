@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 
 import pytest
@@ -121,6 +122,7 @@ def test_no_part_keeps_the_size_of_the_example(part):
 def test_a_different_module_is_refused():
     model = tiny_models.build(tiny_models.model_config('FCN'))
     whole = whole_model(model)
+    whole.decode_head = copy.deepcopy(whole.decode_head)  # it is the toolkit's own
     whole.decode_head.conv_seg.bias.data[0] += 1
     with pytest.raises(UserError, match=r"of the labels of the module equal the toolkit's model"):
         prove(model, whole, open_module(whole))
