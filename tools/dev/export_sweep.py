@@ -165,8 +165,8 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         'of configs.',
         '',
         f'Of {len(results)} families, {counts["exports"]} ({share:.0%}) export whole and give what the toolkit gives, '
-        f'{counts["refused"]} are refused with a reason, {counts["fails"]} fail. For {in_files} of them the file was '
-        'run in ONNX Runtime, for the others the module that is exported.',
+        f'{counts["refused"]} are refused with a reason, {counts["fails"]} fail. Of those that export, {in_files} were '
+        f'compared as a file in ONNX Runtime, {counts["exports"] - in_files} as the module that is exported.',
         '',
         '| family | model | outcome | as a file | why not, or what was compared |',
         '|---|---|---|---|---|',
