@@ -107,13 +107,16 @@ def measure(way: str, arch: str, path: Path) -> dict[str, float]:
 
 
 def _summary(arch: str, file_mib: float, runs: dict[str, list[dict[str, float]]]) -> dict:
-    """Return the medians of all runs, and their ratios to bare loading."""
+    """Return the medians of all runs, and their ratios to bare loading, None where the bare figure is 0."""
     median: dict[str, dict[str, float]] = {}
     for way, figures in runs.items():
         median[way] = {name: round(statistics.median(run[name] for run in figures), 3) for name in figures[0]}
-    ratio: dict[str, dict[str, float]] = {}
+    ratio: dict[str, dict[str, float | None]] = {}
     for way in WAYS[1:]:
-        ratio[way] = {name: round(value / median['bare'][name], 3) for name, value in median[way].items()}
+        ratio[way] = {}
+        for name, value in median[way].items():
+            bare = median['bare'][name]
+            ratio[way][name] = round(value / bare, 3) if bare else None
     return dict(
         arch=arch,
         file_mib=round(file_mib, 1),
