@@ -82,6 +82,8 @@ def main() -> None:
     args = parser.parse_args()
     if bool(args.baseline) == args.no_swap:
         parser.error('give either --no-swap or --baseline')
+    if args.baseline and args.size:
+        parser.error('--size goes with --no-swap: swapped models get images of the size in the baseline')
     sys.exit(sweep(args))
 
 
